@@ -1,0 +1,1 @@
+"""Triton kernels of the window operators; imports torch and triton alone."""
