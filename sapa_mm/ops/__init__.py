@@ -1,0 +1,9 @@
+"""Window operators: public functions, checks, backends. Needs torch alone."""
+
+from . import reference
+from .affiliation import point_affiliation
+from .assembly import assemble
+from .dispatch import backend
+from .similarity import local_similarity
+
+__all__ = ['assemble', 'backend', 'local_similarity', 'point_affiliation', 'reference']

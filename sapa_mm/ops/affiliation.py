@@ -1,0 +1,144 @@
+"""Point affiliation: similarity, normalization and assembly in one operator."""
+
+import torch
+from torch import Tensor
+
+from . import checks
+from .dispatch import autocast, without_autocast
+from .normalization import NORMALIZATIONS, normalize, normalize_backward
+from .window import BORDERS, Geometry, accumulation_dtype, correlate, empty_map, gather, scatter
+
+
+def point_affiliation(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    kernel_size: int = 5,
+    normalization: str = 'softmax',
+    temperature: float = 1.0,
+    border: str = 'zero',
+) -> Tensor:
+    r"""Upsample ``value`` with kernels made from the similarity of ``query`` and ``key``.
+
+    For the output pixel l' with parent l and the window offsets p:
+
+    .. math::
+        w_{l'}(p) = h(\langle q_{l'}, k_{l+p} \rangle / T) / \sum_{p'} h(\cdot), \qquad
+        o_{l'} = \sum_p w_{l'}(p)\, v_{l+p}
+
+    (SAPA, Lu et al., NeurIPS 2022, equations of its section 3, with :math:`h = \exp` and T = 1).
+    The parent of pixel i is ``(i * H) // Hg``, likewise for columns, so any size ratio of at least
+    1 works.
+
+    Scores and weights are kept in float32 (float64 for float64). Under autocast the three tensors
+    are cast to autocast's dtype, as for a matrix product.
+
+    Args:
+        query: (N, D, Hg, Wg), float16, bfloat16, float32 or float64, any strides.
+        key: (N, D, H, W), dtype and device of ``query``.
+        value: (N, C, H, W), likewise.
+        kernel_size: Window size K, odd.
+        normalization: ``'softmax'`` (h = exp); ``'sigmoid'``, ``'relu'`` or ``'softplus'`` (the
+            sum in the denominator plus 1e-6); ``'none'`` uses the scores as weights.
+        temperature: T, by which the scores are divided.
+        border: Window positions outside the image hold key 0 and value 0 and take part in the
+            normalization (``'zero'``), take no part in it (``'mask'``), or repeat the image's edge
+            (``'replicate'``).
+
+    Returns:
+        (N, C, Hg, Wg) in the dtype and memory format of ``value``.
+
+    Raises:
+        TypeError: Not tensors, not of one floating dtype, or ``kernel_size`` or ``temperature``
+            not a number.
+        ValueError: Shapes that do not fit each other, empty tensors, several devices, ``query``
+            smaller than ``key``, an even ``kernel_size``, or an unknown option.
+    """
+    query, key, value = autocast(query, key, value)
+    checks.check_pair(query, key)
+    checks.check_value(value, key)
+    checks.check_kernel_size(kernel_size)
+    checks.check_choice('normalization', normalization, NORMALIZATIONS)
+    checks.check_temperature(temperature)
+    checks.check_choice('border', border, BORDERS)
+    return _forward(query, key, value, kernel_size, normalization, float(temperature), border)
+
+
+@torch.library.custom_op('sapa_mm::point_affiliation', mutates_args=())
+@without_autocast
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: int,
+    normalization: str,
+    temperature: float,
+    border: str,
+) -> Tensor:
+    geometry = Geometry(query, value, kernel_size, border)
+    out = empty_map(value, value.shape[1], query.shape[2:])
+    for strip in geometry.strips(max(query.shape[1], value.shape[1])):
+        scores = correlate(
+            geometry.load_pixels(query, strip), geometry.load_window(key, strip), strip, kernel_size
+        )
+        weights = normalize(scores.div_(temperature), normalization, geometry.valid(strip))
+        pixels = gather(weights, geometry.load_window(value, strip), strip, kernel_size)
+        geometry.store_pixels(pixels, out, strip)
+    return out
+
+
+@_forward.register_fake
+def _(query, key, value, kernel_size, normalization, temperature, border):
+    return empty_map(value, value.shape[1], query.shape[2:])
+
+
+@torch.library.custom_op('sapa_mm::point_affiliation_backward', mutates_args=())
+@without_autocast
+def _backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: int,
+    normalization: str,
+    temperature: float,
+    border: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    geometry = Geometry(query, value, kernel_size, border)
+    dtype = accumulation_dtype(value.dtype)
+    grad_query = torch.empty_like(query)
+    grad_key = torch.zeros_like(key, dtype=dtype)
+    grad_value = torch.zeros_like(value, dtype=dtype)
+    for strip in geometry.strips(max(query.shape[1], value.shape[1])):
+        q, q_padded = geometry.load_pixels_padded(query, strip)
+        g, g_padded = geometry.load_pixels_padded(grad, strip)
+        k, v = geometry.load_window(key, strip), geometry.load_window(value, strip)
+        valid = geometry.valid(strip)
+        # The weights are computed again: that costs less than to keep and read them.
+        scores = correlate(q, k, strip, kernel_size).div_(temperature)
+        weights = normalize(scores, normalization, valid)
+        geometry.add_window(scatter(weights, g_padded, strip, kernel_size), grad_value, strip)
+        grad_weights = correlate(g, v, strip, kernel_size)
+        grad_scores = normalize_backward(grad_weights, scores, weights, normalization, valid)
+        grad_scores = grad_scores.div_(temperature)
+        geometry.store_pixels(gather(grad_scores, k, strip, kernel_size), grad_query, strip)
+        geometry.add_window(scatter(grad_scores, q_padded, strip, kernel_size), grad_key, strip)
+    return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype)
+
+
+@_backward.register_fake
+def _(grad, query, key, value, kernel_size, normalization, temperature, border):
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _setup_context(ctx, inputs, output):
+    query, key, value, *ctx.options = inputs
+    ctx.save_for_backward(query, key, value)
+
+
+def _autograd(ctx, grad):
+    return *_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)

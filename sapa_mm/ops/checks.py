@@ -1,0 +1,105 @@
+"""Argument checks of the public operators: each names the argument, the expected and the given."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f'{name}: expected one of {", ".join(choices)}, got {value!r}')
+
+
+def check_kernel_size(kernel_size: object, name: str = 'kernel_size') -> None:
+    """Raise TypeError unless it is an int, ValueError unless it is odd and positive."""
+    if isinstance(kernel_size, bool) or not isinstance(kernel_size, int):
+        raise TypeError(f'{name}: expected an odd positive int, got {kernel_size!r}')
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f'{name}: expected an odd positive int, got {kernel_size}')
+
+
+def check_temperature(temperature: object) -> None:
+    """Raise TypeError unless it is a number, ValueError unless it is finite and positive."""
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+        raise TypeError(f'temperature: expected a positive number, got {temperature!r}')
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f'temperature: expected a positive number, got {temperature}')
+
+
+def check_map(name: str, x: object, layout: str) -> None:
+    """Raise TypeError or ValueError unless ``x`` is a non-empty floating point (N, C, H, W).
+
+    Args:
+        name: The argument's name.
+        x: The argument.
+        layout: How its documentation writes the shape, for the message.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f'{name}: expected a tensor {layout}, got {type(x).__name__}')
+    if x.dim() != 4:
+        raise ValueError(f'{name}: expected 4 dimensions {layout}, got shape {tuple(x.shape)}')
+    if x.dtype not in DTYPES:
+        raise TypeError(f'{name}: expected float16, bfloat16, float32 or float64, got {x.dtype}')
+    if 0 in x.shape:
+        raise ValueError(f'{name}: expected a non-empty tensor {layout}, got {tuple(x.shape)}')
+
+
+def check_alike(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise ValueError unless two maps share device and batch, TypeError unless dtype."""
+    if x.device != other.device:
+        raise ValueError(
+            f'{name}: expected device {other.device} like {other_name}, got {x.device}'
+        )
+    if x.dtype != other.dtype:
+        raise TypeError(f'{name}: expected {other.dtype} like {other_name}, got {x.dtype}')
+    if x.shape[0] != other.shape[0]:
+        raise ValueError(
+            f'{name}: expected batch size {other.shape[0]} like {other_name}, got {x.shape[0]}'
+        )
+
+
+def check_sizes(high_name: str, high: Tensor, low_name: str, low: Tensor) -> None:
+    """Raise ValueError unless the first map is at least as large as the second."""
+    if high.shape[2] < low.shape[2] or high.shape[3] < low.shape[3]:
+        raise ValueError(
+            f'{high_name}: expected a size of at least {tuple(low.shape[2:])}, the size of '
+            f'{low_name}, got {tuple(high.shape[2:])}'
+        )
+
+
+def check_pair(query: Tensor, key: Tensor) -> None:
+    """Check query (N, D, Hg, Wg) against key (N, D, H, W)."""
+    check_map('query', query, '(N, D, Hg, Wg)')
+    check_map('key', key, '(N, D, H, W)')
+    check_alike('key', key, 'query', query)
+    if query.shape[1] != key.shape[1]:
+        raise ValueError(f'key: expected {query.shape[1]} channels like query, got {key.shape[1]}')
+    check_sizes('query', query, 'key', key)
+
+
+def check_value(value: Tensor, key: Tensor) -> None:
+    """Check value (N, C, H, W) against key (N, D, H, W)."""
+    check_map('value', value, '(N, C, H, W)')
+    check_alike('value', value, 'key', key)
+    if value.shape[2:] != key.shape[2:]:
+        raise ValueError(
+            f'value: expected size {tuple(key.shape[2:])} like key, got {tuple(value.shape[2:])}'
+        )
+
+
+def check_weights(weights: Tensor, value: Tensor, kernel_size: int) -> None:
+    """Check weights (N, K*K, Hg, Wg) against value (N, C, H, W)."""
+    check_map('weights', weights, '(N, K*K, Hg, Wg)')
+    check_map('value', value, '(N, C, H, W)')
+    check_alike('value', value, 'weights', weights)
+    if weights.shape[1] != kernel_size**2:
+        raise ValueError(
+            f'weights: expected {kernel_size**2} channels for kernel_size {kernel_size}, got '
+            f'{weights.shape[1]}'
+        )
+    check_sizes('weights', weights, 'value', value)

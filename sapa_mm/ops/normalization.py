@@ -1,0 +1,67 @@
+"""From similarity scores to weights over the window, and back."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .reference import NORMALIZATION_EPS
+
+# h of the normalization h(s) / (sum h(s) + eps), and its derivative.
+_POSITIVE = {
+    'sigmoid': (torch.sigmoid, lambda s: torch.sigmoid(s) * torch.sigmoid(-s)),
+    'relu': (F.relu, lambda s: (s > 0).to(s.dtype)),
+    'softplus': (F.softplus, torch.sigmoid),
+}
+NORMALIZATIONS = ('softmax', *_POSITIVE, 'none')
+
+
+def normalize(scores: Tensor, normalization: str, valid: Tensor | None) -> Tensor:
+    """Turn the scores of a window into its weights.
+
+    Args:
+        scores: (..., K, K), contiguous.
+        normalization: One of `NORMALIZATIONS`.
+        valid: bool, broadcast to ``scores``: positions that take part. Default: all.
+
+    Returns:
+        Weights of the same shape, 0 where not valid.
+    """
+    if normalization == 'softmax':
+        if valid is not None:
+            scores = scores.masked_fill(~valid, float('-inf'))
+        return scores.flatten(-2).softmax(-1).view_as(scores)
+    if normalization == 'none':
+        # Outside the image the key is 0 and so is the score: nothing is left to mask.
+        return scores
+    h = _POSITIVE[normalization][0](scores)
+    if valid is not None:
+        h = h * valid
+    return h / (h.sum((-2, -1), keepdim=True) + NORMALIZATION_EPS)
+
+
+def normalize_backward(
+    grad: Tensor, scores: Tensor, weights: Tensor, normalization: str, valid: Tensor | None
+) -> Tensor:
+    """Gradient of `normalize` with respect to the scores.
+
+    Args:
+        grad: Gradient of the weights (..., K, K).
+        scores: What `normalize` was given.
+        weights: What it returned.
+        normalization: As there.
+        valid: As there.
+
+    Returns:
+        (..., K, K).
+    """
+    if normalization == 'none':
+        return grad
+    centred = grad - (grad * weights).sum((-2, -1), keepdim=True)
+    if normalization == 'softmax':
+        return weights * centred
+    h, derivative = _POSITIVE[normalization]
+    slope = derivative(scores)
+    h = h(scores)
+    if valid is not None:
+        slope, h = slope * valid, h * valid
+    return centred * slope / (h.sum((-2, -1), keepdim=True) + NORMALIZATION_EPS)

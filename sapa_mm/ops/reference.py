@@ -1,0 +1,177 @@
+"""Slow and obvious PyTorch versions of the window operators, which the tests believe.
+
+Every window of every output pixel is gathered into memory, so a call takes ``kernel_size**2`` times
+the memory of its result. The computation runs in the dtype of the inputs (the tests pass float64)
+and autograd differentiates it. For anything but a comparison use :mod:`sapa_mm.ops`, which also
+checks the inputs in full.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: Added to the sum that every normalization but softmax and none divides by.
+NORMALIZATION_EPS = 1e-6
+
+_POSITIVE = {'sigmoid': torch.sigmoid, 'relu': torch.relu, 'softplus': F.softplus}
+_NORMALIZATIONS = ('softmax', *_POSITIVE, 'none')
+_BORDERS = ('zero', 'mask', 'replicate')
+
+
+def _window_indices(
+    low: int, high: int, kernel_size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Positions of every output pixel's window along one axis.
+
+    Args:
+        low: Pixels of the low-resolution axis.
+        high: Pixels of the output axis.
+        kernel_size: Positions of the window, odd.
+        device: Where the result lies.
+
+    Returns:
+        Two tensors (kernel_size, high): the positions, clamped to the axis, and whether they lay
+        inside it before.
+    """
+    parent = torch.arange(high, device=device) * low // high
+    offset = torch.arange(kernel_size, device=device) - kernel_size // 2
+    position = parent[None, :] + offset[:, None]
+    inside = (position >= 0) & (position < low)
+    return position.clamp(0, low - 1), inside
+
+
+def _gather_windows(
+    feature: Tensor, guide_size: tuple[int, int], kernel_size: int
+) -> tuple[Tensor, Tensor]:
+    """Copy out the window of every output pixel, the edge repeated outside the image.
+
+    Args:
+        feature: Low-resolution feature (N, C, H, W).
+        guide_size: Size (Hg, Wg) of the output.
+        kernel_size: Side K of the window, odd.
+
+    Returns:
+        The windows (N, C, K*K, Hg, Wg), positions row-major, and a boolean mask (K*K, Hg, Wg) that
+        is true where a position lies inside the image.
+    """
+    rows, rows_inside = _window_indices(
+        feature.shape[2], guide_size[0], kernel_size, feature.device
+    )
+    cols, cols_inside = _window_indices(
+        feature.shape[3], guide_size[1], kernel_size, feature.device
+    )
+    windows, inside = [], []
+    for dy in range(kernel_size):
+        for dx in range(kernel_size):
+            windows.append(feature[:, :, rows[dy]][:, :, :, cols[dx]])
+            inside.append(rows_inside[dy][:, None] & cols_inside[dx][None, :])
+    return torch.stack(windows, dim=2), torch.stack(inside)
+
+
+def _normalize(scores: Tensor, normalization: str, counted: Tensor) -> Tensor:
+    """Turn scores (N, K*K, Hg, Wg) into weights; positions not ``counted`` get weight 0."""
+    if normalization == 'none':
+        return torch.where(counted, scores, 0)
+    if normalization == 'softmax':
+        return torch.where(counted, scores, -torch.inf).softmax(dim=1)
+    positive = torch.where(counted, _POSITIVE[normalization](scores), 0)
+    return positive / (positive.sum(dim=1, keepdim=True) + NORMALIZATION_EPS)
+
+
+def point_affiliation(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    kernel_size: int = 5,
+    normalization: str = 'softmax',
+    temperature: float = 1.0,
+    border: str = 'zero',
+) -> Tensor:
+    r"""Upsample ``value``: similarity, normalization over the window, weighted sum.
+
+    With :math:`l = (i H \,//\, H_g,\; j W \,//\, W_g)` the low-resolution parent of output pixel
+    :math:`l' = (i, j)` and :math:`p` running over the K x K offsets around it (SAPA, Lu et al.,
+    NeurIPS 2022):
+
+    .. math::
+        s_p = \langle q_{l'}, k_{l+p} \rangle / t, \qquad
+        w_p = h(s_p) / \textstyle\sum_{p'} h(s_{p'}), \qquad
+        o_{l'} = \textstyle\sum_p w_p v_{l+p}
+
+    Args:
+        query: High-resolution embedding (N, D, Hg, Wg).
+        key: Low-resolution embedding (N, D, H, W), H <= Hg and W <= Wg.
+        value: Low-resolution feature (N, C, H, W).
+        kernel_size: Side K of the window, odd. Default: 5.
+        normalization: h: 'softmax' (exp), 'sigmoid', 'relu' or 'softplus', the last three with
+            ``NORMALIZATION_EPS`` added to the sum; 'none' takes the scores themselves as weights.
+            Default: 'softmax'.
+        temperature: t, which divides the scores before the normalization. Default: 1.0.
+        border: What a window position outside the image is. 'zero': key 0 (so score 0) and value 0,
+            counted in the normalization; 'mask': left out of the normalization; 'replicate': the
+            nearest edge pixel of key and value. Default: 'zero'.
+
+    Returns:
+        The upsampled feature (N, C, Hg, Wg).
+
+    Raises:
+        ValueError: ``normalization`` or ``border`` is none of the above.
+    """
+    if normalization not in _NORMALIZATIONS:
+        raise ValueError(f'normalization must be one of {_NORMALIZATIONS}, got {normalization!r}')
+    if border not in _BORDERS:
+        raise ValueError(f'border must be one of {_BORDERS}, got {border!r}')
+    guide_size = (query.shape[2], query.shape[3])
+    keys, inside = _gather_windows(key, guide_size, kernel_size)
+    values, _ = _gather_windows(value, guide_size, kernel_size)
+    if border != 'replicate':
+        keys = torch.where(inside, keys, 0)
+        values = torch.where(inside, values, 0)
+    scores = (query[:, :, None] * keys).sum(dim=1) / temperature
+    counted = inside if border == 'mask' else torch.ones_like(inside)
+    weights = _normalize(scores, normalization, counted)
+    return (weights[:, None] * values).sum(dim=2)
+
+
+def local_similarity(
+    query: Tensor, key: Tensor, *, kernel_size: int = 5, temperature: float = 1.0
+) -> Tensor:
+    r"""Scores of every output pixel against its parent's window (SAPA, Lu et al., NeurIPS 2022).
+
+    .. math:: s_{l', p} = \langle q_{l'}, k_{l+p} \rangle / t
+
+    with l the parent of l' and p an offset, as in :func:`point_affiliation`.
+
+    Args:
+        query: High-resolution embedding (N, D, Hg, Wg).
+        key: Low-resolution embedding (N, D, H, W), H <= Hg and W <= Wg.
+        kernel_size: Side K of the window, odd. Default: 5.
+        temperature: t, which divides the scores. Default: 1.0.
+
+    Returns:
+        Scores (N, K*K, Hg, Wg), window positions row-major, 0 outside the image.
+    """
+    keys, inside = _gather_windows(key, (query.shape[2], query.shape[3]), kernel_size)
+    keys = torch.where(inside, keys, 0)
+    return (query[:, :, None] * keys).sum(dim=1) / temperature
+
+
+def assemble(weights: Tensor, value: Tensor, *, kernel_size: int = 5) -> Tensor:
+    r"""Weighted sum over every output pixel's window (SAPA, Lu et al., NeurIPS 2022).
+
+    .. math:: o_{l'} = \textstyle\sum_p w_{l', p} v_{l+p}
+
+    with l the parent of l' and p an offset, as in :func:`point_affiliation`.
+
+    Args:
+        weights: Weights (N, K*K, Hg, Wg), window positions row-major.
+        value: Low-resolution feature (N, C, H, W), H <= Hg and W <= Wg; 0 outside the image.
+        kernel_size: Side K of the window, odd. Default: 5.
+
+    Returns:
+        The upsampled feature (N, C, Hg, Wg).
+    """
+    values, inside = _gather_windows(value, (weights.shape[2], weights.shape[3]), kernel_size)
+    values = torch.where(inside, values, 0)
+    return (weights[:, None] * values).sum(dim=2)

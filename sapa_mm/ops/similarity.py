@@ -1,0 +1,94 @@
+"""Local similarity: the first half of point affiliation."""
+
+import torch
+from torch import Tensor
+
+from . import checks
+from .dispatch import autocast, without_autocast
+from .window import Geometry, accumulation_dtype, correlate, empty_map, gather, scatter
+
+
+def local_similarity(
+    query: Tensor, key: Tensor, *, kernel_size: int = 5, temperature: float = 1.0
+) -> Tensor:
+    r"""Inner product of every high-resolution point with the window around its parent.
+
+    .. math:: s_{l'}(p) = \langle q_{l'}, k_{l+p} \rangle / T
+
+    with the parent l = (i * H) // Hg of row i, likewise for columns (SAPA, Lu et al., NeurIPS
+    2022). Window positions outside the image have score 0. Sums are kept in float32 (float64 for
+    float64); under autocast the result is float32, so that a normalization loses nothing.
+
+    Args:
+        query: (N, D, Hg, Wg), float16, bfloat16, float32 or float64, any strides.
+        key: (N, D, H, W), dtype and device of ``query``.
+        kernel_size: Window size K, odd.
+        temperature: T.
+
+    Returns:
+        Scores (N, K*K, Hg, Wg) in the dtype and memory format of ``query``, window positions
+        row-major.
+
+    Raises:
+        TypeError: Not tensors, not of one floating dtype, or ``kernel_size`` or ``temperature``
+            not a number.
+        ValueError: Shapes that do not fit each other, empty tensors, several devices, ``query``
+            smaller than ``key``, or an even ``kernel_size``.
+    """
+    query, key = autocast(query, key, dtype=torch.float32)
+    checks.check_pair(query, key)
+    checks.check_kernel_size(kernel_size)
+    checks.check_temperature(temperature)
+    return _forward(query, key, kernel_size, float(temperature))
+
+
+@torch.library.custom_op('sapa_mm::local_similarity', mutates_args=())
+@without_autocast
+def _forward(query: Tensor, key: Tensor, kernel_size: int, temperature: float) -> Tensor:
+    geometry = Geometry(query, key, kernel_size)
+    out = empty_map(query, kernel_size**2, query.shape[2:])
+    for strip in geometry.strips(query.shape[1]):
+        scores = correlate(
+            geometry.load_pixels(query, strip), geometry.load_window(key, strip), strip, kernel_size
+        )
+        geometry.store_pixels(scores.div_(temperature).flatten(4).flatten(1, 3), out, strip)
+    return out
+
+
+@_forward.register_fake
+def _(query, key, kernel_size, temperature):
+    return empty_map(query, kernel_size**2, query.shape[2:])
+
+
+@torch.library.custom_op('sapa_mm::local_similarity_backward', mutates_args=())
+@without_autocast
+def _backward(
+    grad: Tensor, query: Tensor, key: Tensor, kernel_size: int, temperature: float
+) -> tuple[Tensor, Tensor]:
+    geometry = Geometry(query, key, kernel_size)
+    grad_query = torch.empty_like(query)
+    grad_key = torch.zeros_like(key, dtype=accumulation_dtype(key.dtype))
+    for strip in geometry.strips(query.shape[1]):
+        grad_scores = geometry.load_weights(grad, strip) / temperature
+        k = geometry.load_window(key, strip)
+        geometry.store_pixels(gather(grad_scores, k, strip, kernel_size), grad_query, strip)
+        _, q_padded = geometry.load_pixels_padded(query, strip)
+        geometry.add_window(scatter(grad_scores, q_padded, strip, kernel_size), grad_key, strip)
+    return grad_query, grad_key.to(key.dtype)
+
+
+@_backward.register_fake
+def _(grad, query, key, kernel_size, temperature):
+    return torch.empty_like(query), torch.empty_like(key)
+
+
+def _setup_context(ctx, inputs, output):
+    query, key, *ctx.options = inputs
+    ctx.save_for_backward(query, key)
+
+
+def _autograd(ctx, grad):
+    return *_backward(grad, *ctx.saved_tensors, *ctx.options), None, None
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -1,0 +1,387 @@
+"""Window arithmetic of the PyTorch backend: geometry, strips and three batched products.
+
+A map is worked off in strips, each a few low-resolution columns wide and as many rows long as fit
+the cache. Inside a strip the K x K windows of a row of cells are K*L consecutive rows of one
+matrix (L = cells + K - 1), so that correlating, gathering and scattering are one batched matrix
+product each, over overlapping views. No tensor of K*K*C values per pixel of the map ever exists.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BORDERS = ('zero', 'mask', 'replicate')
+
+# Columns of cells in a strip: wider strips waste more of the banded products, narrower ones repeat
+# more of the halo. 4, 6 and 16 were slower on the CPU.
+STRIP_CELLS = 8
+# Bytes of the largest tensor of a strip. On the CPU the second-level caches of two cores; elsewhere
+# enough work for a launch.
+CPU_STRIP_BYTES = 2**21
+DEVICE_STRIP_BYTES = 2**27
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that sums are kept in: float64 for float64, otherwise float32."""
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the channels of (N, C, H, W) are its innermost dimension in memory."""
+    return x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
+
+
+def empty_map(like: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
+    """Empty (N, channels, *size) with the batch, dtype, device and memory format of ``like``."""
+    last = is_channels_last(like)
+    return torch.empty(
+        (like.shape[0], channels, *size),
+        dtype=like.dtype,
+        device=like.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
+
+
+def first_child(index: int, length: int, parent_length: int) -> int:
+    """First of ``length`` positions whose parent, (i * parent_length) // length, is ``index``."""
+    return -(-index * length // parent_length)
+
+
+def upsample_parent(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest-parent upsampling: every output pixel takes the value of its parent.
+
+    The parent of pixel i is ``(i * H) // Hg`` in integer arithmetic, which nearest interpolation,
+    in floating point, misses at some sizes.
+
+    Args:
+        x: (N, C, H, W).
+        size: (Hg, Wg), at least (H, W).
+
+    Returns:
+        (N, C, Hg, Wg).
+    """
+    (height, width), (out_height, out_width) = x.shape[2:], size
+    if out_height % height == 0 and out_width % width == 0:
+        # A view and one copy; the gradient is a plain sum.
+        x = x[:, :, :, None, :, None]
+        x = x.expand(-1, -1, -1, out_height // height, -1, out_width // width)
+        return x.flatten(4, 5).flatten(2, 3)
+    rows = torch.arange(out_height, device=x.device) * height // out_height
+    columns = torch.arange(out_width, device=x.device) * width // out_width
+    return x.index_select(2, rows).index_select(3, columns)
+
+
+class Strip(NamedTuple):
+    """A rectangle of cells (low-resolution pixels) and the pixels whose parents they are.
+
+    Cells y0..y1 x x0..x1 of one image are the parents of the pixels ``rows`` x ``columns``. Every
+    cell has ``slots`` = (rows, columns) places for pixels; where the ratio is no integer some stay
+    empty.
+    """
+
+    image: int
+    y0: int
+    y1: int
+    x0: int
+    x1: int
+    rows: slice
+    columns: slice
+    slots: tuple[int, int]
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """(rows, columns) of cells."""
+        return self.y1 - self.y0, self.x1 - self.x0
+
+    @property
+    def places(self) -> tuple[int, int, int]:
+        """The places of a row of cells: (slot rows, cells, slot columns)."""
+        return self.slots[0], self.x1 - self.x0, self.slots[1]
+
+    @property
+    def full(self) -> bool:
+        """Whether every place holds a pixel."""
+        height, width = self.cells
+        return (
+            self.rows.stop - self.rows.start == height * self.slots[0]
+            and self.columns.stop - self.columns.start == width * self.slots[1]
+        )
+
+
+class Geometry:
+    """Sizes of a window operator, the strips that cover its maps, and how a strip is read.
+
+    Args:
+        high: A high-resolution map (N, *, Hg, Wg).
+        low: A low-resolution map (N, *, H, W).
+        kernel_size: K.
+        border: One of `BORDERS`.
+    """
+
+    def __init__(self, high: Tensor, low: Tensor, kernel_size: int, border: str = 'zero'):
+        self.high_height, self.high_width = high.shape[2:]
+        self.batch, _, self.height, self.width = low.shape
+        self.device = low.device
+        self.element_bytes = accumulation_dtype(low.dtype).itemsize
+        self.kernel_size = kernel_size
+        self.radius = kernel_size // 2
+        self.border = border
+
+    def strips(self, channels: int) -> Iterator[Strip]:
+        """Cover all images with strips.
+
+        Args:
+            channels: Channels of the widest map that is worked on.
+        """
+        # The most pixels that share a parent, along each axis.
+        slots = (-(-self.high_height // self.height), -(-self.high_width // self.width))
+        window = self.kernel_size * (STRIP_CELLS + self.kernel_size - 1)
+        pixel_bytes = max(channels, window) * self.element_bytes
+        budget = CPU_STRIP_BYTES if self.device.type == 'cpu' else DEVICE_STRIP_BYTES
+        step = max(1, budget // (STRIP_CELLS * slots[0] * slots[1] * pixel_bytes))
+        for image in range(self.batch):
+            for x0 in range(0, self.width, STRIP_CELLS):
+                x1 = min(x0 + STRIP_CELLS, self.width)
+                columns = slice(*(first_child(x, self.high_width, self.width) for x in (x0, x1)))
+                for y0 in range(0, self.height, step):
+                    y1 = min(y0 + step, self.height)
+                    rows = slice(*(first_child(y, self.high_height, self.height) for y in (y0, y1)))
+                    yield Strip(image, y0, y1, x0, x1, rows, columns, slots)
+
+    def valid(self, strip: Strip) -> Tensor | None:
+        """Which window positions of a strip's cells take part in the normalization.
+
+        Returns:
+            bool (rows, 1, columns, 1, K, K), to broadcast over the slots; None for all.
+        """
+        if self.border != 'mask':
+            return None
+        offset = torch.arange(self.kernel_size, device=self.device) - self.radius
+        y = torch.arange(strip.y0, strip.y1, device=self.device)[:, None] + offset
+        x = torch.arange(strip.x0, strip.x1, device=self.device)[:, None] + offset
+        inside_y = (y >= 0) & (y < self.height)
+        inside_x = (x >= 0) & (x < self.width)
+        return inside_y[:, None, None, None, :, None] & inside_x[None, None, :, None, None, :]
+
+    def _places(self, strip: Strip) -> tuple[Tensor, Tensor]:
+        """Row of cells, and place in it, of each pixel of a strip: two (rows, columns)."""
+
+        def place(pixels: slice, length: int, parents: int, first: int) -> tuple[Tensor, Tensor]:
+            i = torch.arange(pixels.start, pixels.stop, device=self.device)
+            parent = i * parents // length
+            slot = i + (-parent * length) // parents  # i less the parent's first child
+            return parent - first, slot
+
+        y, slot_y = place(strip.rows, self.high_height, self.height, strip.y0)
+        x, slot_x = place(strip.columns, self.high_width, self.width, strip.x0)
+        _, width, sx = strip.places
+        shape = (len(y), len(x))
+        return y[:, None].expand(shape), slot_y[:, None] * (width * sx) + x * sx + slot_x
+
+    def load_pixels(self, source: Tensor, strip: Strip, padding: int = 0) -> Tensor:
+        """Read the pixels of a strip from a high-resolution map; empty places are 0.
+
+        Args:
+            source: (N, C, Hg, Wg).
+            strip: Which.
+            padding: Rows of zeros to add above and below.
+
+        Returns:
+            (rows + 2 * padding, places, C), in the accumulation dtype and the memory order of the
+            source.
+        """
+        height, _ = strip.cells
+        sy, width, sx = strip.places
+        out = _empty_rows(source, height + 2 * padding, sy * width * sx)
+        if padding or not strip.full:
+            out.zero_()
+        rows = out[padding : padding + height]
+        pixels = source[strip.image, :, strip.rows, strip.columns]
+        if strip.full:
+            pixels = pixels.unflatten(1, (height, sy)).permute(1, 2, 3, 0)
+            rows.unflatten(1, (sy, width * sx)).copy_(pixels)
+        else:
+            rows[self._places(strip)] = pixels.permute(1, 2, 0).to(out.dtype)
+        return out
+
+    def load_pixels_padded(self, source: Tensor, strip: Strip) -> tuple[Tensor, Tensor]:
+        """`load_pixels` without padding and, over the same memory, with K - 1 rows of it."""
+        padding = self.kernel_size - 1
+        padded = self.load_pixels(source, strip, padding)
+        return padded[padding : padding + strip.cells[0]], padded
+
+    def load_weights(self, source: Tensor, strip: Strip) -> Tensor:
+        """Read a strip of (N, K*K, Hg, Wg): (rows, slots[0], columns, slots[1], K, K)."""
+        pixels = self.load_pixels(source, strip)
+        return pixels.unflatten(1, strip.places).unflatten(4, (self.kernel_size, -1))
+
+    def store_pixels(self, pixels: Tensor, target: Tensor, strip: Strip) -> None:
+        """Write (rows, places, C), as `load_pixels` reads them, into a map (N, C, Hg, Wg)."""
+        place = target[strip.image, :, strip.rows, strip.columns]
+        if strip.full:
+            sy, width, sx = strip.places
+            place = place.unflatten(1, (strip.cells[0], sy))
+            place.copy_(pixels.unflatten(1, (sy, width * sx)).permute(3, 0, 1, 2))
+        else:
+            place.copy_(pixels[self._places(strip)].permute(2, 0, 1))
+
+    def _window(self, strip: Strip) -> tuple[slice, slice, slice, slice]:
+        """A strip's cells and halo, cut to the image: in the image (y, x), in the window (y, x)."""
+
+        def cut(start: int, stop: int, length: int) -> tuple[slice, slice]:
+            start, stop = start - self.radius, stop + self.radius
+            inside = slice(max(start, 0), min(stop, length))
+            return inside, slice(inside.start - start, inside.stop - start)
+
+        image_y, window_y = cut(strip.y0, strip.y1, self.height)
+        image_x, window_x = cut(strip.x0, strip.x1, self.width)
+        return image_y, image_x, window_y, window_x
+
+    def load_window(self, source: Tensor, strip: Strip) -> Tensor:
+        """Read a strip's cells and the halo around them from a low-resolution map.
+
+        Args:
+            source: (N, C, H, W).
+            strip: Which.
+
+        Returns:
+            (rows + K - 1, columns + K - 1, C), in the accumulation dtype and the memory order of
+            the source; outside the image 0, or the edge with border ``'replicate'``.
+        """
+        image_y, image_x, y, x = self._window(strip)
+        height, width = strip.cells
+        out = _empty_rows(source, height + 2 * self.radius, width + 2 * self.radius).zero_()
+        out[y, x] = source[strip.image, :, image_y, image_x].permute(1, 2, 0)
+        if self.border == 'replicate':
+            out[: y.start] = out[y.start]
+            out[y.stop :] = out[y.stop - 1]
+            out[:, : x.start] = out[:, x.start, None]
+            out[:, x.stop :] = out[:, x.stop - 1, None]
+        return out
+
+    def add_window(self, window: Tensor, target: Tensor, strip: Strip) -> None:
+        """Add the gradient of `load_window`'s result to the gradient of its source.
+
+        Args:
+            window: (rows + K - 1, columns + K - 1, C); changed in place.
+            target: (N, C, H, W), in the accumulation dtype.
+            strip: Which.
+        """
+        image_y, image_x, y, x = self._window(strip)
+        if self.border == 'replicate':
+            window[:, x.start] += window[:, : x.start].sum(1)
+            window[:, x.stop - 1] += window[:, x.stop :].sum(1)
+            window[y.start] += window[: y.start].sum(0)
+            window[y.stop - 1] += window[y.stop :].sum(0)
+        target[strip.image, :, image_y, image_x] += window[y, x].permute(2, 0, 1)
+
+
+def _empty_rows(source: Tensor, rows: int, length: int) -> Tensor:
+    """Empty (rows, length, C) in the memory order of a map (N, C, H, W): C innermost or outermost.
+
+    In both orders the positions of consecutive rows are evenly spaced, so that several rows
+    together are one matrix.
+    """
+    channels, dtype = source.shape[1], accumulation_dtype(source.dtype)
+    if is_channels_last(source):
+        return source.new_empty(rows, length, channels, dtype=dtype)
+    return source.new_empty(channels, rows, length, dtype=dtype).permute(1, 2, 0)
+
+
+def _matrices(x: Tensor, kernel_size: int) -> Tensor:
+    """View each run of K rows of (R + K - 1, L, C) as one matrix: (R, K * L, C)."""
+    rows, length, channels = x.shape
+    size = (rows - kernel_size + 1, kernel_size * length, channels)
+    return x.as_strided(size, x.stride(), x.storage_offset())
+
+
+def _product(weights: Tensor, matrices: Tensor) -> Tensor:
+    """Batched weights (B, P, Q) times matrices (B, Q, C), in the memory order of the latter."""
+    if matrices.stride(2) == 1:
+        return torch.bmm(weights, matrices)
+    return torch.bmm(matrices.transpose(1, 2), weights.transpose(1, 2)).transpose(1, 2)
+
+
+def correlate(pixels: Tensor, window: Tensor, strip: Strip, kernel_size: int) -> Tensor:
+    """Inner products of each pixel with the K x K window of its cell.
+
+    Args:
+        pixels: (rows, places, C), from `Geometry.load_pixels`.
+        window: (rows + K - 1, columns + K - 1, C), from `Geometry.load_window`.
+        strip: The strip of both.
+        kernel_size: K.
+
+    Returns:
+        Contiguous (rows, slots[0], columns, slots[1], K, K).
+    """
+    sy, width, sx = strip.places
+    length = width + kernel_size - 1
+    place = kernel_size * length
+    dense = torch.bmm(pixels, _matrices(window, kernel_size).transpose(1, 2)).contiguous()
+    # A cell's window begins one column after that of the cell before.
+    band = dense.as_strided(
+        (len(pixels), sy, width, sx, kernel_size, kernel_size),
+        (sy * width * sx * place, width * sx * place, sx * place + 1, place, length, 1),
+    )
+    return band.clone(memory_format=torch.contiguous_format)
+
+
+def gather(weights: Tensor, window: Tensor, strip: Strip, kernel_size: int) -> Tensor:
+    """Weighted sum over the K x K window of each pixel's cell.
+
+    Args:
+        weights: (rows, slots[0], columns, slots[1], K, K).
+        window: (rows + K - 1, columns + K - 1, C), from `Geometry.load_window`.
+        strip: The strip of both.
+        kernel_size: K.
+
+    Returns:
+        (rows, places, C).
+    """
+    sy, width, sx = strip.places
+    length = width + kernel_size - 1
+    place = kernel_size * length
+    dense = weights.new_zeros(len(weights), sy * width * sx, place)
+    dense.as_strided(
+        weights.shape,
+        (sy * width * sx * place, width * sx * place, sx * place + 1, place, length, 1),
+    ).copy_(weights)
+    return _product(dense, _matrices(window, kernel_size))
+
+
+def scatter(weights: Tensor, padded: Tensor, strip: Strip, kernel_size: int) -> Tensor:
+    """Transpose of `gather`: every pixel adds its weighted self to the window of its cell.
+
+    Row j of the window is fed by the cell rows j - K + 1 .. j, so the sum over them is part of the
+    product and nothing has to be added up afterwards.
+
+    Args:
+        weights: (rows, slots[0], columns, slots[1], K, K).
+        padded: Pixels (rows + 2 * (K - 1), places, C), from `Geometry.load_pixels_padded`.
+        strip: The strip of both.
+        kernel_size: K.
+
+    Returns:
+        (rows + K - 1, columns + K - 1, C).
+    """
+    sy, width, sx = strip.places
+    places = sy * width * sx
+    length = width + kernel_size - 1
+    row = places * length
+    # dense[j, i, p, l]: weight with which place p of cell row j - K + 1 + i feeds (j, l).
+    dense = weights.new_zeros(len(weights) + kernel_size - 1, kernel_size * places, length)
+    dense.as_strided(
+        weights.shape,
+        (
+            kernel_size * row,
+            width * sx * length,
+            sx * length + 1,
+            length,
+            (kernel_size - 1) * row,
+            1,
+        ),
+        (kernel_size - 1) * row,
+    ).copy_(weights)
+    return _product(dense.transpose(1, 2), _matrices(padded, kernel_size))
