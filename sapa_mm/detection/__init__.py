@@ -1,0 +1,10 @@
+"""Hosts for mmdetection."""
+
+from ..frameworks import require
+
+with require('mmdetection', __name__, '"mmcv>=2.0,<2.2" mmdet==3.3.0'):
+    import mmdet.models  # noqa: F401
+
+from .fpn import GuidedFPN
+
+__all__ = ['GuidedFPN']

@@ -1,0 +1,25 @@
+"""One way to say that a framework is missing, and what to do."""
+
+import contextlib
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def require(package: str, needed_by: str, install: str) -> Iterator[None]:
+    """Turn a failed import of a framework into an ImportError that says what to install.
+
+    Args:
+        package: What has to be imported.
+        needed_by: What asks for it.
+        install: What pip has to install.
+
+    Raises:
+        ImportError: An import inside the context failed.
+    """
+    try:
+        yield
+    except (ImportError, AssertionError) as error:  # mmseg and mmdet assert mmcv's version
+        raise ImportError(
+            f'{needed_by} needs {package}, which cannot be imported ({error}): '
+            f'pip install {install}'
+        ) from error

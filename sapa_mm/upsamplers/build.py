@@ -1,0 +1,154 @@
+"""From a config to upsamplers, mmcv's single-input layers included."""
+
+from collections.abc import Mapping
+
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..frameworks import require
+from .checks import check_features
+
+INTERPOLATIONS = ('nearest', 'bilinear')
+SINGLE_INPUT = (*INTERPOLATIONS, 'deconv', 'pixel_shuffle')
+
+
+class SingleInputUpsampler(BaseModule):
+    """Give one of mmcv's upsampling layers the signature ``forward(x, guide)``.
+
+    The layer sees x alone; the guide only says how large the result must be. Interpolation goes
+    straight to that size. A deconvolution or pixel shuffle upsamples by its ratio; what overshoots
+    by less than the ratio is cropped at the bottom and right, any other difference is interpolated
+    bilinearly.
+
+    Args:
+        cfg: What mmcv's ``build_upsample_layer`` takes, with ``type`` ``'nearest'``,
+            ``'bilinear'``, ``'deconv'`` or ``'pixel_shuffle'``. Channels are filled in. Default
+            ratio (``scale_factor``, or the deconvolution's ``stride``): 2; default kernels: of the
+            deconvolution that of bilinear interpolation's size, of the pixel shuffle 3.
+        in_channels: Channels C of x.
+        guide_channels: Channels Cy of the guide. Default: ``in_channels``.
+
+    Raises:
+        ImportError: mmcv is not installed.
+    """
+
+    def __init__(self, cfg: dict, in_channels: int, guide_channels: int | None = None):
+        super().__init__()
+        with require('mmcv', f'upsampler type {cfg["type"]!r}', '"mmcv-lite>=2.0,<2.2"'):
+            from mmcv.cnn import build_upsample_layer
+        self.in_channels = in_channels
+        self.guide_channels = in_channels if guide_channels is None else guide_channels
+        cfg = dict(cfg)
+        if cfg['type'] not in INTERPOLATIONS:
+            cfg.setdefault('in_channels', in_channels)
+            cfg.setdefault('out_channels', in_channels)
+            if cfg['type'] == 'deconv':
+                stride = cfg.setdefault('stride', cfg.pop('scale_factor', 2))
+                cfg.setdefault('kernel_size', 2 * stride - stride % 2)
+                cfg.setdefault('padding', stride // 2)
+                self.ratio = stride
+            else:
+                cfg.setdefault('upsample_kernel', 3)
+                self.ratio = cfg.setdefault('scale_factor', 2)
+        self.layer = build_upsample_layer(cfg)
+
+    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
+        """Upsample ``x`` to the size of ``guide``.
+
+        Args:
+            x: (N, C, H, W).
+            guide: (N, Cy, Hg, Wg), at least as large.
+
+        Returns:
+            (N, C, Hg, Wg).
+
+        Raises:
+            TypeError: Not floating point tensors.
+            ValueError: Shapes that do not fit the module or each other.
+        """
+        check_features(x, guide, self.in_channels, self.guide_channels)
+        size = tuple(guide.shape[2:])
+        if isinstance(self.layer, nn.Upsample):
+            layer = self.layer
+            return F.interpolate(x, size, mode=layer.mode, align_corners=layer.align_corners)
+        out = self.layer(x)
+        overshoot = [have - want for have, want in zip(out.shape[2:], size, strict=True)]
+        if all(0 <= difference < self.ratio for difference in overshoot):
+            return out[:, :, : size[0], : size[1]]
+        return F.interpolate(out, size, mode='bilinear', align_corners=False)
+
+
+def check_upsample_cfg(name: str, cfg: object) -> None:
+    """Raise TypeError unless ``cfg`` is a dict, ValueError unless its ``type`` is known."""
+    if not isinstance(cfg, Mapping):
+        raise TypeError(f'{name}: expected a dict with a type, got {cfg!r}')
+    kind = cfg.get('type')
+    if isinstance(kind, type) or kind in SINGLE_INPUT:
+        return
+    if isinstance(kind, str) and MODELS.get(kind) is not None:
+        return
+    given = 'none' if kind is None else repr(kind)
+    raise ValueError(
+        f'{name}: expected type SAPA, {", ".join(SINGLE_INPUT)} or a module registered in MODELS '
+        f'with forward(x, guide), got {given}'
+    )
+
+
+def build_upsampler(cfg: dict, in_channels: int, guide_channels: int | None = None) -> nn.Module:
+    """Build an upsampler from a config.
+
+    Args:
+        cfg: ``dict(type=..., ...)``: ``'SAPA'``, another module registered in ``MODELS`` that
+            takes ``in_channels`` and ``guide_channels`` and has ``forward(x, guide)``, or
+            ``'nearest'``, ``'bilinear'``, ``'deconv'``, ``'pixel_shuffle'`` with mmcv's options.
+        in_channels: Channels of the decoder feature.
+        guide_channels: Channels of the encoder feature. Default: ``in_channels``.
+
+    Returns:
+        A module ``forward(x, guide)`` whose result has the guide's size.
+
+    Raises:
+        TypeError: ``cfg`` is no dict, or holds an option that the upsampler does not have.
+        ValueError: No ``type``, an unknown one, or a bad option.
+    """
+    check_upsample_cfg('upsample_cfg', cfg)
+    if cfg['type'] in SINGLE_INPUT:
+        return SingleInputUpsampler(cfg, in_channels, guide_channels)
+    return MODELS.build({'in_channels': in_channels, 'guide_channels': guide_channels, **cfg})
+
+
+def build_steps(
+    upsample_cfg: dict, step_cfgs: dict | None, steps: dict[str, tuple[int, int]]
+) -> nn.ModuleDict:
+    """Build one upsampler for each step of a host.
+
+    Args:
+        upsample_cfg: Config of all steps.
+        step_cfgs: Name of a step to the options that differ there; with a ``type`` of its own it
+            replaces ``upsample_cfg``. Default: none.
+        steps: Name of a step to (in_channels, guide_channels).
+
+    Returns:
+        Upsamplers by the name of their step.
+
+    Raises:
+        TypeError: A config is no dict.
+        ValueError: An unknown step, or a config that `build_upsampler` refuses.
+    """
+    check_upsample_cfg('upsample_cfg', upsample_cfg)
+    step_cfgs = {} if step_cfgs is None else step_cfgs
+    if not isinstance(step_cfgs, Mapping):
+        raise TypeError(f'step_cfgs: expected a dict of dicts, got {step_cfgs!r}')
+    for name, cfg in step_cfgs.items():
+        if name not in steps:
+            raise ValueError(f'step_cfgs: expected steps of {", ".join(steps)}, got {name!r}')
+        if not isinstance(cfg, Mapping):
+            raise TypeError(f'step_cfgs[{name!r}]: expected a dict, got {cfg!r}')
+    upsamplers = nn.ModuleDict()
+    for name, channels in steps.items():
+        override = step_cfgs.get(name, {})
+        cfg = dict(override) if 'type' in override else {**upsample_cfg, **override}
+        upsamplers[name] = build_upsampler(cfg, *channels)
+    return upsamplers
