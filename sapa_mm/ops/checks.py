@@ -27,7 +27,7 @@ def check_temperature(temperature: object) -> None:
     """Raise TypeError unless it is a number, ValueError unless it is finite and positive."""
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
         raise TypeError(f'temperature: expected a positive number, got {temperature!r}')
-    if not (temperature > 0 and math.isfinite(temperature)):
+    if not 0 < temperature < math.inf:
         raise ValueError(f'temperature: expected a positive number, got {temperature}')
 
 

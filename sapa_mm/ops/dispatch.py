@@ -61,6 +61,13 @@ def without_autocast(function: Callable) -> Callable:
     return wrapper
 
 
+def autocast_is_on(x: object) -> bool:
+    """Whether autocast is on for the device of ``x``."""
+    if not isinstance(x, Tensor) or not torch.amp.is_autocast_available(x.device.type):
+        return False
+    return torch.is_autocast_enabled(x.device.type)
+
+
 def autocast(*tensors: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
     """Cast inputs as torch's own operators do when autocast is on; otherwise leave them.
 
@@ -71,10 +78,9 @@ def autocast(*tensors: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor
     Returns:
         The inputs, cast or not.
     """
-    first = tensors[0]
-    if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
+    if not autocast_is_on(tensors[0]):
         return tensors
-    dtype = dtype or torch.get_autocast_dtype(first.device.type)
+    dtype = dtype or torch.get_autocast_dtype(tensors[0].device.type)
     return tuple(
         t.to(dtype)
         if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64

@@ -1,5 +1,7 @@
 """From similarity scores to weights over the window, and back."""
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,7 +12,8 @@ from .reference import NORMALIZATION_EPS
 _POSITIVE = {
     'sigmoid': (torch.sigmoid, lambda s: torch.sigmoid(s) * torch.sigmoid(-s)),
     'relu': (F.relu, lambda s: (s > 0).to(s.dtype)),
-    'softplus': (F.softplus, torch.sigmoid),
+    # Linear beyond 40 is exact in float64, beyond the default of 20 it is not.
+    'softplus': (functools.partial(F.softplus, threshold=40), torch.sigmoid),
 }
 NORMALIZATIONS = ('softmax', *_POSITIVE, 'none')
 

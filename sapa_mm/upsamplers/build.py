@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, ModuleDict
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -121,7 +121,7 @@ def build_upsampler(cfg: dict, in_channels: int, guide_channels: int | None = No
 
 def build_steps(
     upsample_cfg: dict, step_cfgs: dict | None, steps: dict[str, tuple[int, int]]
-) -> nn.ModuleDict:
+) -> ModuleDict:
     """Build one upsampler for each step of a host.
 
     Args:
@@ -146,7 +146,7 @@ def build_steps(
             raise ValueError(f'step_cfgs: expected steps of {", ".join(steps)}, got {name!r}')
         if not isinstance(cfg, Mapping):
             raise TypeError(f'step_cfgs[{name!r}]: expected a dict, got {cfg!r}')
-    upsamplers = nn.ModuleDict()
+    upsamplers = ModuleDict()  # torch's own would not pass init_weights on
     for name, channels in steps.items():
         override = step_cfgs.get(name, {})
         cfg = dict(override) if 'type' in override else {**upsample_cfg, **override}

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from ..ops.checks import check_map, check_sizes
+from ..ops.dispatch import autocast_is_on
 
 
 def check_channels(name: str, channels: object) -> None:
@@ -23,7 +24,7 @@ def check_features(x: Tensor, guide: Tensor, in_channels: int, guide_channels: i
         guide_channels: Cy.
 
     Raises:
-        TypeError: Not tensors, or not floating point.
+        TypeError: Not tensors, not floating point, or, without autocast, of two dtypes.
         ValueError: Wrong rank, channels, batch or device, or a guide smaller than ``x``.
     """
     for name, feature, channels, layout in (
@@ -35,6 +36,8 @@ def check_features(x: Tensor, guide: Tensor, in_channels: int, guide_channels: i
             raise ValueError(f'{name}: expected {channels} channels, got {feature.shape[1]}')
     if guide.device != x.device:
         raise ValueError(f'guide: expected device {x.device} like x, got {guide.device}')
+    if guide.dtype != x.dtype and not autocast_is_on(x):
+        raise TypeError(f'guide: expected {x.dtype} like x, got {guide.dtype}')
     if guide.shape[0] != x.shape[0]:
         raise ValueError(f'guide: expected batch size {x.shape[0]} like x, got {guide.shape[0]}')
     check_sizes('guide', guide, 'x', x)

@@ -1,0 +1,9 @@
+_base_ = 'mmseg::segformer/segformer_mit-b1_8xb2-160k_ade20k-512x512.py'
+
+custom_imports = dict(imports=['sapa_mm'], allow_failed_imports=False)
+model = dict(
+    decode_head=dict(
+        type='GuidedSegformerHead',
+        upsample_cfg=dict(type='SAPA', similarity='bilinear'),
+    )
+)

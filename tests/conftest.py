@@ -1,0 +1,41 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+# The tensors are small: on busy cores threads cost ten times what they save.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    """Every test draws the same numbers whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  the frameworks under test draw from it
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def poisoned_memory():
+    """torch.empty hands out NaN, so that an element nobody wrote shows."""
+    was_enabled = torch.are_deterministic_algorithms_enabled()
+    was_warning = torch.is_deterministic_algorithms_warn_only_enabled()
+    was_filling = torch.utils.deterministic.fill_uninitialized_memory
+    # Filling depends on deterministic mode; operators that have no such mode may run all the same.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = was_filling
+    torch.use_deterministic_algorithms(was_enabled, warn_only=was_warning)
+
+
+@pytest.fixture(
+    params=[
+        'cpu',
+        *([pytest.param('cuda', marks=pytest.mark.gpu)] if torch.cuda.is_available() else []),
+    ]
+)
+def device(request) -> str:
+    """Every device that is there: the CPU runs the PyTorch backend, a GPU Triton's."""
+    return request.param
