@@ -1,0 +1,167 @@
+"""What is installed, and what `import sapa_mm` does with only some of the frameworks."""
+
+import configparser
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Makes top-level packages, or modules such as 'mmcv.ops', impossible to import.
+BLOCK = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if any(name == b or name.startswith(b + '.') for b in {blocked!r}):
+            raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+
+OPS = """
+import torch
+out = sapa_mm.ops.point_affiliation(*torch.ones(3, 1, 1, 2, 2), kernel_size=1)
+assert out.tolist() == [[[[1, 1], [1, 1]]]]
+"""
+
+ALL = ('mmengine', 'mmcv', 'mmseg', 'mmdet')
+
+
+def run(code: str, *blocked: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    code = BLOCK.format(blocked=blocked) + 'import sapa_mm\n' + code
+    return subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, cwd=cwd, timeout=120
+    )
+
+
+def check(code: str, *blocked: str) -> None:
+    """The code runs and neither it nor the import prints anything."""
+    result = run(code, *blocked)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == result.stderr == ''
+
+
+def error(code: str, *blocked: str) -> str:
+    """The last line of an ImportError."""
+    result = run(code, *blocked)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith('ImportError: '), result.stderr
+    return last
+
+
+def packages_on_disk() -> set[str]:
+    found = {'sapa_mm.kernels'}
+    for init in (ROOT / 'sapa_mm').rglob('__init__.py'):
+        found.add('.'.join(init.parent.relative_to(ROOT).parts))
+    return found
+
+
+def test_every_package_is_listed():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / 'setup.cfg')
+    listed = set(setup['options']['packages'].split())
+    assert listed == packages_on_disk()
+    assert (ROOT / 'kernels' / '__init__.py').is_file()
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp('wheel')
+    command = [sys.executable, '-m', 'build', '--wheel', '--no-isolation', '--outdir', str(out)]
+    subprocess.run([*command, str(ROOT)], check=True, capture_output=True, timeout=300)
+    (path,) = out.glob('*.whl')
+    return path
+
+
+def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {n.split('/')[0] for n in names if '.dist-info/' not in n} == {'sapa_mm'}
+    packages = {n.removesuffix('/__init__.py').replace('/', '.') for n in names if '/__init__' in n}
+    assert packages == packages_on_disk()
+    assert any(n.endswith('LICENSE') for n in names)
+
+
+def test_the_wheel_imports_outside_the_checkout(wheel, tmp_path):
+    target = tmp_path / 'site'
+    zipfile.ZipFile(wheel).extractall(target)
+    code = f"""
+from pathlib import Path
+import sapa_mm.kernels, sapa_mm.segmentation, sapa_mm.detection, sapa_mm.visualization
+for module in (sapa_mm, sapa_mm.kernels, sapa_mm.detection):
+    assert Path(module.__file__).is_relative_to({str(target)!r}), module.__file__
+"""
+    result = subprocess.run(
+        [sys.executable, '-c', 'import sapa_mm\n' + code],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(target)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_torch_alone():
+    check(OPS, *ALL)
+    message = error('import sapa_mm.upsamplers', *ALL)
+    assert 'pip install "mmengine>=0.10"' in message
+
+
+def test_mmengine_alone():
+    blocked = ALL[1:]
+    check(
+        OPS + 'from mmengine.registry import MODELS; assert MODELS.get("SAPA")',
+        *blocked,
+    )
+    build = 'from sapa_mm.upsamplers import build_upsampler as b; b(dict(type="nearest"), 4)'
+    assert 'pip install "mmcv-lite>=2.0,<2.2"' in error(build, *blocked)
+
+
+def test_mmseg_without_mmdet():
+    check(
+        OPS + 'from sapa_mm.segmentation import GuidedFPN, GuidedSegformerHead, BoundaryIoU',
+        'mmdet',
+    )
+    message = error('from sapa_mm.detection import GuidedFPN', 'mmdet')
+    assert 'sapa_mm.detection needs mmdetection' in message
+    assert 'pip install "mmcv>=2.0,<2.2" mmdet==3.3.0' in message
+
+
+def test_mmdet_without_mmseg():
+    check(OPS + 'from sapa_mm.detection import GuidedFPN', 'mmseg')
+    message = error('from sapa_mm.segmentation import GuidedFPN', 'mmseg')
+    assert 'sapa_mm.segmentation needs mmsegmentation' in message
+    assert 'pip install "mmcv>=2.0,<2.2" mmsegmentation==1.2.2 ftfy regex' in message
+
+
+def test_mmcv_lite():
+    # mmcv-lite is mmcv without its operators, which both frameworks import.
+    blocked = ('mmcv.ops', 'mmcv._ext')
+    check(
+        OPS
+        + 'from sapa_mm.upsamplers import build_upsampler as b\n'
+        + 'assert b(dict(type="deconv"), 4).layer.stride == (2, 2)',
+        *blocked,
+    )
+    for host in ('segmentation', 'detection'):
+        message = error(f'from sapa_mm.{host} import GuidedFPN', *blocked)
+        assert "cannot be imported (No module named 'mmcv.ops')" in message
+        assert 'pip install "mmcv>=2.0,<2.2" mm' in message
+
+
+def test_all_frameworks():
+    check(
+        OPS
+        + 'from mmseg.registry import MODELS as S; from mmdet.registry import MODELS as D\n'
+        + 'assert S.get("GuidedFPN") is sapa_mm.segmentation.GuidedFPN\n'
+        + 'assert D.get("GuidedFPN") is sapa_mm.detection.GuidedFPN\n'
+        + 'assert S.get("SAPA") is D.get("SAPA") is sapa_mm.upsamplers.SAPA'
+    )
+
+
+def test_pictures_without_matplotlib():
+    assert 'pip install matplotlib' in error('import sapa_mm.visualization', 'matplotlib')

@@ -1,0 +1,96 @@
+# Sourced by quickstart.sh and test.sh: puts everything into a Python environment, once.
+#
+# An active virtual or conda environment is used as it is, and so is a torch, mmcv or framework
+# that it has in a supported version; otherwise .venv is made. Sets PYTHON. Needs Python >= 3.10
+# and, to build mmcv, a C++ compiler. Safe to run again.
+
+# The versions the project is tested with.
+TORCH=torch==2.13.0
+MMCV=mmcv==2.1.0
+FRAMEWORKS="mmengine==0.10.7 mmsegmentation==1.2.2 mmdet==3.3.0"
+# mmcv's setup.py needs pkg_resources, which setuptools 81 dropped.
+SETUPTOOLS="setuptools<81"
+
+say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+die() {
+    printf '\nerror: %s\n' "$*" >&2
+    exit 1
+}
+
+choose_python() {
+    if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
+        PYTHON=$(command -v python) || die "the active environment has no python"
+    else
+        if [ ! -x .venv/bin/python ]; then
+            local base
+            base=$(command -v python3 || command -v python) || die "install Python 3.10 or newer"
+            say "Making .venv"
+            "$base" -m venv .venv || die "python3 -m venv failed: install your system's python3-venv"
+        fi
+        PYTHON=$PWD/.venv/bin/python
+    fi
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+        die "Python 3.10 or newer is needed, $PYTHON is $("$PYTHON" --version 2>&1)"
+    "$PYTHON" -c 'import sysconfig, os, sys
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' ||
+        die "Python's headers are missing: install your system's python3-dev"
+}
+
+pip_install() { "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@"; }
+
+# Whether a Python expression holds; a module that cannot be imported counts as no.
+holds() { "$PYTHON" -W ignore -c "import sys; sys.exit(not ($1))" 2>/dev/null; }
+
+has_torch() { holds '__import__("torch").__version__ >= (2, 4)'; }
+
+has_mmcv() {
+    holds '__import__("mmcv.ops") and (2, 0) <= __import__("mmcv").version_info[:2] < (2, 2)'
+}
+
+# Builds mmcv with its operators and shows how far the compiler is.
+build_mmcv() {
+    local log=$1
+    shift
+    MMCV_WITH_OPS=1 "$PYTHON" -m pip install --verbose --no-build-isolation \
+        --disable-pip-version-check "$@" "$MMCV" 2>&1 | tee "$log" |
+        grep --line-buffered -oE '\[[0-9]+/[0-9]+\] ' |
+        while read -r step; do printf '\r  compiled %s ' "$step"; done
+    local status=${PIPESTATUS[0]}
+    echo
+    [ "$status" -eq 0 ] || return 1
+}
+
+install_mmcv() {
+    has_mmcv && return
+    local compiler=${CXX:-c++} log=${TMPDIR:-/tmp}/sapa_mm-mmcv-$$.log
+    command -v "$compiler" >/dev/null || die "a C++ compiler is needed: install g++ or clang"
+    say "Building $MMCV with its operators (about 6 minutes on two cores; log: $log)"
+    build_mmcv "$log" || {
+        tail -n 30 "$log" >&2
+        die "mmcv could not be built; the whole log is $log"
+    }
+    if ! has_mmcv; then
+        # A wheel cached by pip was built for another torch.
+        say "Building it again for the torch that is installed"
+        build_mmcv "$log" --no-cache-dir --force-reinstall --no-deps || die "see $log"
+        has_mmcv || die "mmcv.ops cannot be imported: $("$PYTHON" -c 'import mmcv.ops' 2>&1 | tail -n 1)"
+    fi
+    rm -f "$log"
+}
+
+# install_everything EXTRAS: the package, editable, with these of its extras.
+install_everything() {
+    choose_python
+    if ! has_torch; then
+        say "Installing $TORCH"
+        pip_install "$TORCH" "$SETUPTOOLS"
+    fi
+    pip_install "$SETUPTOOLS" wheel ninja
+    install_mmcv
+    say "Installing the frameworks and sapa_mm"
+    # shellcheck disable=SC2086  # a list
+    pip_install $FRAMEWORKS "$SETUPTOOLS"
+    pip_install --no-build-isolation -e ".[$1]"
+    "$PYTHON" -W ignore -c 'import sapa_mm.segmentation, sapa_mm.detection' ||
+        die "sapa_mm cannot be imported; the message above says why"
+}
