@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
 from mmseg.apis import inference_model, init_model
@@ -89,8 +90,10 @@ def main() -> None:
         ]
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    meta = dataset.metainfo
-    draw_segmentations(options.out, images, columns, meta['classes'], meta['palette'])
+    classes, palette = dataset.metainfo['classes'], dataset.metainfo['palette']
+    if len(classes) <= 20:  # easier to tell apart than a few of ADE20K's 150 colours
+        palette = 255 * np.array(colormaps['tab20'].colors[: len(classes)])
+    draw_segmentations(options.out, images, columns, classes, palette)
     Console().print(table)
     print(f'picture: {options.out}')
 

@@ -1,0 +1,305 @@
+"""mmengine's checkpoints load under weights_only, and malicious ones do not."""
+
+import builtins
+import importlib
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import load_checkpoint
+
+from sapa_mm import compat
+
+# Two new processes use it: stock mmengine trains and saves, and one with sapa_mm resumes.
+TINY_TRAINING = """
+import logging
+
+import numpy as np
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+
+
+class Line(BaseModel):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fit = torch.nn.Linear(1, 1)
+
+    def forward(self, x, y, mode='tensor'):
+        x, y = torch.stack(list(x)), torch.stack(list(y))
+        error = (self.fit(x) - y).square().mean()
+        return {'loss': error} if mode == 'loss' else [{'error': error}]
+
+
+class Score(BaseMetric):
+    default_prefix = 'line'
+
+    def process(self, data_batch, data_samples):
+        self.results.append(float(data_samples[0]['error']))
+
+    def compute_metrics(self, results):
+        # float32, as mmseg reports mIoU: CheckpointHook stores it as the best score.
+        return {'score': np.float32(-sum(results))}
+
+
+def build(work_dir, max_epochs, **kwargs):
+    data = [{'x': torch.tensor([float(i)]), 'y': torch.tensor([2.0 * i])} for i in range(4)]
+    loader = dict(
+        dataset=data,
+        batch_size=2,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        collate_fn=dict(type='default_collate'),
+    )
+    return Runner(
+        Line(),
+        str(work_dir),
+        train_dataloader=loader,
+        train_cfg=dict(by_epoch=True, max_epochs=max_epochs),
+        val_dataloader=loader,
+        val_cfg=dict(),
+        val_evaluator=dict(type=Score),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
+        param_scheduler=dict(type='PolyLR', eta_min=0.001, begin=0, end=4, by_epoch=True),
+        default_hooks=dict(
+            checkpoint=dict(type='CheckpointHook', save_best='line/score', rule='greater'),
+            logger=dict(type='LoggerHook', interval=1),
+        ),
+        log_level=logging.ERROR,
+        experiment_name='compat',
+        **kwargs,
+    )
+"""
+
+TRAIN = """
+import json, sys
+import tiny_training
+
+work_dir, whole, report = sys.argv[1:]
+runner = tiny_training.build(work_dir, max_epochs=2)
+runner.train()
+hub = runner.message_hub
+trained = dict(
+    losses=hub.get_scalar('train/loss').data[0].tolist(), best=float(hub.get_info('best_score'))
+)
+runner = tiny_training.build(whole, max_epochs=3)
+runner.train()
+trained.update(
+    lr=runner.optim_wrapper.get_lr()['lr'][0],
+    weight=runner.model.fit.weight.item(),
+)
+json.dump(trained, open(report, 'w'))
+"""
+
+RESUME = """
+import json, pickle, sys
+import torch
+
+work_dir, report = sys.argv[1:]
+checkpoint = f'{work_dir}/epoch_2.pth'
+try:
+    torch.load(checkpoint)
+    refused = False
+except pickle.UnpicklingError:
+    refused = True
+
+import sapa_mm
+import tiny_training
+from mmengine.runner import load_checkpoint
+
+loaded = load_checkpoint(tiny_training.Line(), checkpoint, strict=True)
+runner = tiny_training.build(work_dir, max_epochs=3, resume=True)
+runner.load_or_resume()
+hub = runner.message_hub
+loss = hub.get_scalar('train/loss')
+resumed = dict(
+    refused=refused,
+    epoch=loaded['meta']['epoch'],
+    losses=loss.data[0].tolist(),
+    mean=loss.statistics('mean', window_size=2),
+    best=float(hub.get_info('best_score')),
+)
+runner.train()
+resumed.update(
+    iter=runner.iter,
+    lr=runner.optim_wrapper.get_lr()['lr'][0],
+    weight=runner.model.fit.weight.item(),
+)
+json.dump(resumed, open(report, 'w'))
+"""
+
+
+def report_of(folder: Path, script: str, *arguments: Path) -> dict:
+    """Run a script in a new process and return what it reports."""
+    report = folder / 'report.json'
+    paths = [str(folder), os.environ.get('PYTHONPATH', '')]
+    done = subprocess.run(
+        [sys.executable, '-c', script, *map(str, arguments), str(report)],
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths))},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(report.read_text())
+
+
+def test_new_process_resumes_a_runner_checkpoint(tmp_path):
+    (tmp_path / 'tiny_training.py').write_text(TINY_TRAINING)
+    work_dir = tmp_path / 'run'
+    trained = report_of(tmp_path, TRAIN, work_dir, tmp_path / 'whole')
+    resumed = report_of(tmp_path, RESUME, work_dir)
+
+    # Stock mmengine cannot read it, and the process did after importing sapa_mm alone.
+    assert resumed['refused'] == (torch.__version__ >= (2, 6))
+    assert resumed['epoch'] == 2
+    assert len(trained['losses']) == 4
+    assert resumed['losses'] == trained['losses']
+    assert resumed['mean'] == pytest.approx(sum(trained['losses'][-2:]) / 2)
+    assert resumed['best'] == trained['best']
+    # Momentum and the schedule decide these: a start from the weights alone misses them.
+    assert resumed['iter'] == 6
+    assert resumed['lr'] == trained['lr']
+    assert resumed['weight'] == trained['weight']
+
+
+def test_arrays_pickled_by_numpy_1_load(tmp_path):
+    values = {'array': np.arange(3, dtype=np.uint8), 'score': np.float32(41.5)}
+    path = tmp_path / 'old.pth'
+    torch.save(values, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    for module in (b'numpy._core.multiarray', b'numpy.core.multiarray'):
+        renamed, count = re.subn(rb'cnumpy\._?core\.multiarray\n', b'c' + module + b'\n', content)
+        assert count == 2
+        path.write_bytes(renamed)
+        loaded = torch.load(path, weights_only=True)
+        assert loaded['array'].tolist() == [0, 1, 2]
+        assert loaded['array'].dtype == np.uint8
+        assert loaded['score'] == np.float32(41.5)
+
+
+# What torch says whenever its restricted unpickler refuses.
+REFUSED = r'(?i)weights_?only'
+
+
+class Call:
+    """Pickles as a call of ``function``."""
+
+    def __init__(self, function, *args):
+        self.function, self.args = function, args
+
+    def __reduce__(self):
+        return self.function, self.args
+
+
+def load(path: Path) -> None:
+    load_checkpoint(torch.nn.Linear(1, 1), str(path))
+
+
+@pytest.mark.parametrize('function', ['os.system', 'builtins.eval'])
+def test_code_in_a_checkpoint_is_refused_before_it_runs(function, tmp_path):
+    canary, path = tmp_path / 'canary', tmp_path / 'evil.pth'
+    attack = {
+        'os.system': Call(os.system, f'touch {canary}'),
+        'builtins.eval': Call(builtins.eval, f'open({str(canary)!r}, "w").close()'),
+    }[function]
+    torch.save({'state_dict': {}, 'message_hub': attack}, path)
+    compat.apply()
+    with pytest.raises(pickle.UnpicklingError, match=REFUSED):
+        load(path)
+    assert not canary.exists()
+    # The attack is a real one: without weights_only it succeeds.
+    torch.load(path, weights_only=False)
+    assert canary.exists()
+
+
+@pytest.mark.parametrize(
+    'attack',
+    [
+        Call(getattr, HistoryBuffer, '__init__'),
+        Call(getattr, HistoryBuffer, 'register_statistics'),
+        Call(getattr, HistoryBuffer, 'statistics'),
+        # The globals of an allowed method would reach every module that mmengine imported.
+        Call(getattr, Call(getattr, HistoryBuffer, 'mean'), '__globals__'),
+        Call(getattr, torch.Tensor, 'mean'),
+        Call(getattr, {}, 'keys'),
+    ],
+    ids=['init', 'register', 'statistics', 'globals', 'other-class', 'instance'],
+)
+def test_getattr_reaches_nothing_but_the_statistics(attack, tmp_path):
+    path = tmp_path / 'evil.pth'
+    torch.save({'state_dict': {}, 'message_hub': attack}, path)
+    torch.load(path, weights_only=False)
+    compat.apply()
+    with pytest.raises(pickle.UnpicklingError, match='may take only min, max, mean, current'):
+        load(path)
+
+
+def test_getattr_of_a_module_is_refused(tmp_path):
+    canary, path = tmp_path / 'canary', tmp_path / 'evil.pth'
+    system = Call(getattr, Call(importlib.import_module, 'os'), 'system')
+
+    class Attack:
+        def __reduce__(self):
+            return eval, ('system(command)', {'command': f'touch {canary}', 'system': system})
+
+    torch.save({'state_dict': {}, 'message_hub': Attack()}, path)
+    compat.apply()
+    with pytest.raises(pickle.UnpicklingError, match=REFUSED):
+        load(path)
+    assert not canary.exists()
+    torch.load(path, weights_only=False)
+    assert canary.exists()
+    with pytest.raises(pickle.UnpicklingError, match="got 'system' of <module 'os'"):
+        compat.history_buffer_statistic(os, 'system')
+
+
+def test_a_statistic_cannot_be_called_by_a_checkpoint(tmp_path):
+    path = tmp_path / 'evil.pth'
+
+    class Attack:
+        def __reduce__(self):
+            return HistoryBuffer.mean, (HistoryBuffer([1.0], [1]),)
+
+    torch.save({'state_dict': {}, 'message_hub': Attack()}, path)
+    compat.apply()
+    with pytest.raises(pickle.UnpicklingError, match=REFUSED):
+        load(path)
+
+
+def test_apply_is_idempotent_and_silent(capfd, recwarn):
+    compat.apply()
+    before = set(map(str, torch.serialization.get_safe_globals()))
+    compat.apply()
+    assert set(map(str, torch.serialization.get_safe_globals())) == before
+    assert capfd.readouterr() == ('', '')
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize('name', ['min', 'max', 'mean', 'current'])
+def test_statistics_of_history_buffer_are_given(name):
+    assert compat.history_buffer_statistic(HistoryBuffer, name) is getattr(HistoryBuffer, name)
+
+
+def test_a_lookalike_of_history_buffer_is_refused():
+    class Lookalike(HistoryBuffer):
+        pass
+
+    class Name(str):
+        pass
+
+    for owner, name in (
+        (Lookalike, 'mean'),
+        (HistoryBuffer, Name('mean')),
+        (HistoryBuffer, 'data'),
+    ):
+        with pytest.raises(pickle.UnpicklingError, match='may take only'):
+            compat.history_buffer_statistic(owner, name)

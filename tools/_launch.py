@@ -1,0 +1,355 @@
+"""Runs the train and test scripts that mmsegmentation and mmdetection install with themselves.
+
+What train.py and test.py share: the config is found, its ``default_scope`` names the framework,
+sapa_mm is imported so that its modules are registered, and the framework's own script runs with the
+user's arguments. Without an accelerator, what distributed runs need is added to them.
+"""
+
+import argparse
+import contextlib
+import datetime
+import difflib
+import gc
+import importlib.util
+import os
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# What to install for the framework that a config's default_scope names.
+FRAMEWORKS = {'mmseg': 'mmsegmentation==1.2.2', 'mmdet': 'mmdet==3.3.0'}
+
+DDP = 'MMDistributedDataParallel'
+
+EPILOG = """\
+CONFIG and every other argument go to the script of the config's framework, unchanged. To see
+its arguments, name a config: %(prog)s CONFIG --help. CONFIG comes first; it is a path or the
+name of a config that the framework installs:
+
+%(examples)s
+
+Every module of sapa_mm is registered before the script starts, so that a stock config can
+name one by --cfg-options alone.
+
+Several processes: tools/dist_%(tool)s.sh, or torchrun with --launcher pytorch. Without a GPU
+they talk by gloo, and SyncBN, which has no CPU kernel, becomes BN wherever the config names
+it; what --cfg-options sets is left as it is."""
+
+EXAMPLES = {
+    'train': """\
+  %(prog)s configs/my_config.py --work-dir work_dirs/mine --resume
+  %(prog)s mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py --amp""",
+    'test': """\
+  %(prog)s configs/my_config.py work_dirs/mine/iter_160000.pth
+  %(prog)s mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py CHECKPOINT --out result.pkl""",
+}
+
+
+class LaunchError(Exception):
+    """The arguments or the installation do not allow the script to start."""
+
+
+def package_folder(package: str) -> Path:
+    """Return the folder of an installed package, which is not imported.
+
+    Args:
+        package: 'mmseg' or 'mmdet'.
+
+    Raises:
+        LaunchError: If the package is not installed; the message gives the command.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise LaunchError(
+            f'the config needs {package}, which is not installed: '
+            f'pip install {FRAMEWORKS[package]} (the README has the versions that go together)'
+        )
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def packaged_folders(package: str, name: str) -> list[Path]:
+    """Return where a framework keeps its ``name`` ('tools' or 'configs'), existing folders only.
+
+    Wheels carry it under ``.mim``; a checkout installed for development has it beside the package.
+    """
+    folder = package_folder(package)
+    return [path for path in (folder / '.mim' / name, folder.parent / name) if path.is_dir()]
+
+
+def find_config(name: str) -> Path:
+    """Return the path of a config.
+
+    Args:
+        name: A path, or ``framework::path`` below the configs that the framework installs.
+
+    Raises:
+        LaunchError: If there is no such file.
+    """
+    package, separator, inner = name.partition('::')
+    if not separator:
+        if not Path(name).is_file():
+            raise LaunchError(f'CONFIG: no file {name!r}')
+        return Path(name)
+    if package not in FRAMEWORKS:
+        raise LaunchError(f'CONFIG: expected {" or ".join(FRAMEWORKS)} before "::", got {name!r}')
+    inner = inner if inner.endswith('.py') else f'{inner}.py'
+    folders = packaged_folders(package, 'configs')
+    for folder in folders:
+        if (folder / inner).is_file():
+            return folder / inner
+    known = [path.relative_to(f).as_posix() for f in folders for path in f.glob('*/*.py')]
+    close = difflib.get_close_matches(inner, known, n=3)
+    hint = f'; close to it: {", ".join(close)}' if close else ''
+    raise LaunchError(f'CONFIG: {package} installs no config {inner!r}{hint}')
+
+
+def find_script(package: str, tool: str) -> Path:
+    """Return the path of a framework's own ``tool`` ('train' or 'test').
+
+    Raises:
+        LaunchError: If the framework is not installed or came without its tools.
+    """
+    for folder in packaged_folders(package, 'tools'):
+        if (folder / f'{tool}.py').is_file():
+            return folder / f'{tool}.py'
+    raise LaunchError(
+        f'{package} is installed in {package_folder(package)} without its tools/{tool}.py: '
+        f'pip install --force-reinstall --no-deps {FRAMEWORKS[package]}'
+    )
+
+
+def split_arguments(arguments: list[str]) -> tuple[str, list[str]]:
+    """Return CONFIG and, in their order, all other arguments.
+
+    ``torch.distributed.launch`` puts ``--local-rank=N`` in front. Nothing else may stand there:
+    only the framework knows which options take a value, and CONFIG names the framework.
+    """
+    first = 0
+    while arguments[first:] and arguments[first].startswith(('--local-rank=', '--local_rank=')):
+        first += 1
+    if not arguments[first:] or arguments[first].startswith('-'):
+        got = arguments[first] if arguments[first:] else 'nothing'
+        raise LaunchError(f'CONFIG: expected as the first argument, got {got}')
+    return arguments[first], arguments[:first] + arguments[first + 1 :]
+
+
+def read_options(arguments: list[str]) -> argparse.Namespace:
+    """Return the launcher and the merged --cfg-options among the arguments."""
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument('--launcher', default='none')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
+    try:
+        return parser.parse_known_args(arguments)[0]
+    except (AssertionError, ValueError) as error:
+        raise LaunchError(f'--cfg-options: expected KEY=VALUE pairs; {error}') from error
+
+
+def sync_bn_keys(node: Any, key: str) -> list[str]:
+    """Return the dotted key of every dict of type SyncBN in ``node``, which ``key`` leads to."""
+    if isinstance(node, dict):
+        kind = node.get('type')
+        name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+        if name.rpartition('.')[2] in ('SyncBN', 'MMSyncBN', 'SyncBatchNorm'):
+            return [key]
+        children = node.items()
+    elif isinstance(node, list):
+        children = enumerate(node)
+    else:
+        return []
+    return [found for name, child in children for found in sync_bn_keys(child, f'{key}.{name}')]
+
+
+def cpu_options(cfg: dict, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that a distributed run without an accelerator needs.
+
+    Args:
+        cfg: The config with the user's own options merged.
+        given: The user's own options by dotted key; none of them is changed.
+
+    Returns:
+        Options by dotted key: the gloo backend, a model wrapper that expects no device but is
+        otherwise the one of the config, and BN for SyncBN.
+
+    Raises:
+        LaunchError: If the user's options put something else where one of these belongs.
+    """
+    options = {'env_cfg.dist_cfg.backend': 'gloo'}
+    wrapper = cfg.get('model_wrapper_cfg')
+    if not wrapper:
+        # What mmengine itself passes when the config has no wrapper.
+        options |= {
+            'model_wrapper_cfg.type': DDP,
+            'model_wrapper_cfg.broadcast_buffers': False,
+            'model_wrapper_cfg.find_unused_parameters': bool(cfg.get('find_unused_parameters')),
+        }
+    if not wrapper or wrapper.get('type', DDP).rpartition('.')[2] == DDP:
+        options['model_wrapper_cfg.device_ids'] = None
+    if cfg.get('sync_bn'):
+        options['sync_bn'] = None
+    options |= {f'{key}.type': 'BN' for key in sync_bn_keys(cfg.get('model'), 'model')}
+    options = {key: value for key, value in options.items() if key not in given}
+
+    for key in list(options):
+        for parent in missing_parents(cfg, key):
+            if parent in given:
+                raise LaunchError(
+                    f'--cfg-options: {parent}={given[parent]} leaves no room for {key}, which a '
+                    'distributed run without a GPU needs; leave it out'
+                )
+            # Merging into a None that the config spells out needs this mark.
+            options[f'{parent}._delete_'] = True
+    return options
+
+
+def missing_parents(cfg: dict, key: str) -> list[str]:
+    """Return the dotted keys above ``key`` that hold something other than a dict or list."""
+    found, node, names = [], cfg, key.split('.')[:-1]
+    for depth, name in enumerate(names, start=1):
+        if isinstance(node, list):
+            node = node[int(name)]
+        elif name in node:
+            node = node[name]
+        else:
+            break
+        if not isinstance(node, (dict, list)):
+            found.append('.'.join(names[:depth]))
+            break
+    return found
+
+
+def without_accelerator() -> bool:
+    """Return whether models run on the CPU here."""
+    from mmengine.device import get_device
+
+    return get_device() == 'cpu'
+
+
+def check_cpu_launch(launcher: str) -> None:
+    """Check that processes without an accelerator were started by torchrun.
+
+    Raises:
+        LaunchError: If the launcher is another one or its environment is missing.
+    """
+    if launcher != 'pytorch':
+        raise LaunchError(f'--launcher: expected pytorch where there is no GPU, got {launcher}')
+    needed = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
+    missing = [name for name in needed if name not in os.environ]
+    if missing:
+        raise LaunchError(
+            f'--launcher pytorch: {", ".join(missing)} not in the environment; start the processes '
+            'by tools/dist_train.sh, tools/dist_test.sh or torchrun'
+        )
+
+
+@contextlib.contextmanager
+def process_group(settings: dict | None) -> Iterator[None]:
+    """Keep torch.distributed running inside the block.
+
+    mmengine leaves a group that runs already alone; its own start insists on a CUDA device.
+
+    Args:
+        settings: The config's ``env_cfg.dist_cfg``, of which ``backend`` and ``timeout`` (seconds)
+            are used. None: do nothing.
+    """
+    if settings is None:
+        yield
+        return
+
+    from torch import distributed
+
+    timeout = settings.get('timeout')
+    distributed.init_process_group(
+        settings['backend'],
+        timeout=None if timeout is None else datetime.timedelta(seconds=timeout),
+    )
+    try:
+        yield
+        # The wrapped model keeps the group's threads, and the runner is a reference cycle: what is
+        # left of them at the interpreter's exit makes some process abort now and then.
+        gc.collect()
+        distributed.barrier()
+    finally:
+        distributed.destroy_process_group()
+
+
+def prepare(tool: str, arguments: list[str]) -> tuple[Path, list[str], dict | None]:
+    """Import sapa_mm, find the framework's script, and add the options that a CPU needs.
+
+    Args:
+        tool: 'train' or 'test'.
+        arguments: The command line without the program.
+
+    Returns:
+        The script, its arguments, and the settings for `process_group`.
+
+    Raises:
+        LaunchError: If the arguments or the installation do not allow it.
+    """
+    name, rest = split_arguments(arguments)
+    path = find_config(name)
+    if importlib.util.find_spec('mmengine') is None:
+        raise LaunchError('mmengine is not installed: pip install mmengine==0.10.7')
+    from mmengine.config import Config
+
+    options = read_options(rest)
+    cfg = Config.fromfile(path, import_custom_modules=False)
+    cfg.merge_from_dict(options.cfg_options)
+    scope = cfg.get('default_scope')
+    if scope not in FRAMEWORKS:
+        raise LaunchError(
+            f'CONFIG: expected default_scope {" or ".join(map(repr, FRAMEWORKS))} in {path}, '
+            f'got {scope!r}; --cfg-options default_scope=mmseg can give it'
+        )
+    script = find_script(scope, tool)
+    if importlib.util.find_spec('sapa_mm') is None:
+        raise LaunchError('sapa_mm is not installed: pip install -e . in its checkout')
+    importlib.import_module('sapa_mm')
+
+    if options.launcher == 'none' or not without_accelerator():
+        return script, [str(path), *rest], None
+    check_cpu_launch(options.launcher)
+    added = cpu_options(cfg.to_dict(), options.cfg_options)
+    cfg.merge_from_dict(added)
+    replaced = [key for key, value in added.items() if value == 'BN' or key == 'sync_bn']
+    if replaced and os.environ['RANK'] == '0':
+        print(f'SyncBN has no CPU kernel: BN is used for {", ".join(replaced)}', flush=True)
+    rest = [*rest, '--cfg-options', *(f'{key}={value}' for key, value in added.items())]
+    return script, [str(path), *rest], cfg.env_cfg.dist_cfg
+
+
+def show_help(tool: str) -> None:
+    """Print what ``tool`` ('train' or 'test') does and takes."""
+    names = {'prog': f'tools/{tool}.py', 'tool': tool}
+    positionals = 'CONFIG CHECKPOINT' if tool == 'test' else 'CONFIG'
+    argparse.ArgumentParser(
+        prog=names['prog'],
+        usage=f"%(prog)s {positionals} [arguments of the framework's own {tool}.py]",
+        description=f'Run the {tool}.py of mmsegmentation or mmdetection with sapa_mm registered.',
+        epilog=EPILOG % {**names, 'examples': EXAMPLES[tool] % names},
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    ).print_help()
+
+
+def main(tool: str) -> None:
+    """Run ``tool`` ('train' or 'test') with the command line of this process."""
+    arguments = sys.argv[1:]
+    if arguments in (['-h'], ['--help']):
+        show_help(tool)
+        return
+    try:
+        script, arguments, settings = prepare(tool, arguments)
+    except LaunchError as error:
+        print(f'tools/{tool}.py: error: {error}\nSee tools/{tool}.py --help.', file=sys.stderr)
+        sys.exit(2)
+
+    # The files beside this one must not shadow modules that the framework imports.
+    folder = str(Path(__file__).resolve().parent)
+    sys.path[:] = [path for path in sys.path if os.path.realpath(path or '.') != folder]
+    sys.argv = [str(script), *arguments]
+    with process_group(settings):
+        runpy.run_path(str(script), run_name='__main__')
