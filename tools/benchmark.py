@@ -4,11 +4,14 @@
 Every candidate is checked against the float64 reference first, and what fails is not timed. All
 candidates of a shape take turns in one process, so that ratios hold where the machine's speed
 drifts: a ratio is the median over the rounds of that round's ratio, a time the median of the
-rounds. Extra memory is the peak that a call allocates through torch, less its results. Needs torch
-alone.
+rounds. Before every call freed memory goes back to the system, so that no candidate profits from
+the pages of the one before. Extra memory is the peak that a call allocates through torch, less its
+results. Needs torch alone.
 """
 
 import argparse
+import contextlib
+import ctypes
 import datetime
 import json
 import os
@@ -61,6 +64,13 @@ def candidates(kernel_size: int) -> dict[str, Candidate]:
         return F.interpolate(value, query.shape[2:], mode='bilinear', align_corners=False)
 
     return {'sapa_mm': ours, 'unfold+einsum': unfold, 'bilinear': bilinear}
+
+
+def release_memory() -> None:
+    """Give freed memory back to the system: each call then starts alike, whatever ran before it."""
+    if sys.platform == 'linux':
+        with contextlib.suppress(OSError, AttributeError):  # C libraries other than glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def synchronize(device: torch.device) -> None:
@@ -151,6 +161,7 @@ def measure(options: argparse.Namespace, dtype: str, layout: str) -> list[dict]:
         times = {name: [] for name in functions}
         for i in range(options.rounds + 1):
             for name, function in functions.items():
+                release_memory()
                 synchronize(inputs[0].device)
                 start = time.perf_counter()
                 run(function, inputs, g)

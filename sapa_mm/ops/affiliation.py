@@ -6,7 +6,7 @@ from torch import Tensor
 from . import checks
 from .dispatch import autocast, without_autocast
 from .normalization import NORMALIZATIONS, normalize, normalize_backward
-from .window import BORDERS, Geometry, accumulation_dtype, correlate, empty_map, gather, scatter
+from .window import BORDERS, Geometry, accumulation_dtype, empty_map
 
 
 def point_affiliation(
@@ -79,12 +79,11 @@ def _forward(
     geometry = Geometry(query, value, kernel_size, border)
     out = empty_map(value, value.shape[1], query.shape[2:])
     for strip in geometry.strips(max(query.shape[1], value.shape[1])):
-        scores = correlate(
-            geometry.load_pixels(query, strip), geometry.load_window(key, strip), strip, kernel_size
-        )
+        q = geometry.load_pixels('query', query, strip)
+        scores = geometry.correlate(q, geometry.load_window('key', key, strip), strip)
         weights = normalize(scores.div_(temperature), normalization, geometry.valid(strip))
-        pixels = gather(weights, geometry.load_window(value, strip), strip, kernel_size)
-        geometry.store_pixels(pixels, out, strip)
+        v = geometry.load_window('value', value, strip)
+        geometry.store_pixels(geometry.gather(weights, v, strip), out, strip)
     return out
 
 
@@ -111,19 +110,20 @@ def _backward(
     grad_key = torch.zeros_like(key, dtype=dtype)
     grad_value = torch.zeros_like(value, dtype=dtype)
     for strip in geometry.strips(max(query.shape[1], value.shape[1])):
-        q, q_padded = geometry.load_pixels_padded(query, strip)
-        g, g_padded = geometry.load_pixels_padded(grad, strip)
-        k, v = geometry.load_window(key, strip), geometry.load_window(value, strip)
+        q, q_padded = geometry.load_pixels_padded('query', query, strip)
+        g, g_padded = geometry.load_pixels_padded('grad', grad, strip)
+        k = geometry.load_window('key', key, strip)
+        v = geometry.load_window('value', value, strip)
         valid = geometry.valid(strip)
         # The weights are computed again: that costs less than to keep and read them.
-        scores = correlate(q, k, strip, kernel_size).div_(temperature)
+        scores = geometry.correlate(q, k, strip).div_(temperature)
         weights = normalize(scores, normalization, valid)
-        geometry.add_window(scatter(weights, g_padded, strip, kernel_size), grad_value, strip)
-        grad_weights = correlate(g, v, strip, kernel_size)
+        geometry.add_window(geometry.scatter(weights, g_padded, strip), grad_value, strip)
+        grad_weights = geometry.correlate(g, v, strip)
         grad_scores = normalize_backward(grad_weights, scores, weights, normalization, valid)
         grad_scores = grad_scores.div_(temperature)
-        geometry.store_pixels(gather(grad_scores, k, strip, kernel_size), grad_query, strip)
-        geometry.add_window(scatter(grad_scores, q_padded, strip, kernel_size), grad_key, strip)
+        geometry.store_pixels(geometry.gather(grad_scores, k, strip), grad_query, strip)
+        geometry.add_window(geometry.scatter(grad_scores, q_padded, strip), grad_key, strip)
     return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype)
 
 

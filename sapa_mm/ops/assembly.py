@@ -5,7 +5,7 @@ from torch import Tensor
 
 from . import checks
 from .dispatch import autocast, without_autocast
-from .window import Geometry, accumulation_dtype, correlate, empty_map, gather, scatter
+from .window import Geometry, accumulation_dtype, empty_map
 
 
 def assemble(weights: Tensor, value: Tensor, *, kernel_size: int = 5) -> Tensor:
@@ -43,13 +43,9 @@ def _forward(weights: Tensor, value: Tensor, kernel_size: int) -> Tensor:
     geometry = Geometry(weights, value, kernel_size)
     out = empty_map(value, value.shape[1], weights.shape[2:])
     for strip in geometry.strips(value.shape[1]):
-        pixels = gather(
-            geometry.load_weights(weights, strip),
-            geometry.load_window(value, strip),
-            strip,
-            kernel_size,
-        )
-        geometry.store_pixels(pixels, out, strip)
+        w = geometry.load_weights(weights, strip)
+        v = geometry.load_window('value', value, strip)
+        geometry.store_pixels(geometry.gather(w, v, strip), out, strip)
     return out
 
 
@@ -67,11 +63,11 @@ def _backward(
     grad_weights = torch.empty_like(weights)
     grad_value = torch.zeros_like(value, dtype=accumulation_dtype(value.dtype))
     for strip in geometry.strips(value.shape[1]):
-        g, g_padded = geometry.load_pixels_padded(grad, strip)
-        scores = correlate(g, geometry.load_window(value, strip), strip, kernel_size)
+        g, g_padded = geometry.load_pixels_padded('grad', grad, strip)
+        scores = geometry.correlate(g, geometry.load_window('value', value, strip), strip)
         geometry.store_pixels(scores.flatten(4).flatten(1, 3), grad_weights, strip)
         w = geometry.load_weights(weights, strip)
-        geometry.add_window(scatter(w, g_padded, strip, kernel_size), grad_value, strip)
+        geometry.add_window(geometry.scatter(w, g_padded, strip), grad_value, strip)
     return grad_weights, grad_value.to(value.dtype)
 
 

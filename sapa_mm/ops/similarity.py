@@ -5,7 +5,7 @@ from torch import Tensor
 
 from . import checks
 from .dispatch import autocast, without_autocast
-from .window import Geometry, accumulation_dtype, correlate, empty_map, gather, scatter
+from .window import Geometry, accumulation_dtype, empty_map
 
 
 def local_similarity(
@@ -48,9 +48,8 @@ def _forward(query: Tensor, key: Tensor, kernel_size: int, temperature: float) -
     geometry = Geometry(query, key, kernel_size)
     out = empty_map(query, kernel_size**2, query.shape[2:])
     for strip in geometry.strips(query.shape[1]):
-        scores = correlate(
-            geometry.load_pixels(query, strip), geometry.load_window(key, strip), strip, kernel_size
-        )
+        q = geometry.load_pixels('query', query, strip)
+        scores = geometry.correlate(q, geometry.load_window('key', key, strip), strip)
         geometry.store_pixels(scores.div_(temperature).flatten(4).flatten(1, 3), out, strip)
     return out
 
@@ -70,10 +69,10 @@ def _backward(
     grad_key = torch.zeros_like(key, dtype=accumulation_dtype(key.dtype))
     for strip in geometry.strips(query.shape[1]):
         grad_scores = geometry.load_weights(grad, strip) / temperature
-        k = geometry.load_window(key, strip)
-        geometry.store_pixels(gather(grad_scores, k, strip, kernel_size), grad_query, strip)
-        _, q_padded = geometry.load_pixels_padded(query, strip)
-        geometry.add_window(scatter(grad_scores, q_padded, strip, kernel_size), grad_key, strip)
+        k = geometry.load_window('key', key, strip)
+        geometry.store_pixels(geometry.gather(grad_scores, k, strip), grad_query, strip)
+        _, q_padded = geometry.load_pixels_padded('query', query, strip)
+        geometry.add_window(geometry.scatter(grad_scores, q_padded, strip), grad_key, strip)
     return grad_query, grad_key.to(key.dtype)
 
 

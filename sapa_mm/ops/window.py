@@ -6,6 +6,7 @@ matrix (L = cells + K - 1), so that correlating, gathering and scattering are on
 product each, over overlapping views. No tensor of K*K*C values per pixel of the map ever exists.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,11 +16,11 @@ from torch import Tensor
 BORDERS = ('zero', 'mask', 'replicate')
 
 # Columns of cells in a strip: wider strips waste more of the banded products, narrower ones repeat
-# more of the halo. 4, 6 and 16 were slower on the CPU.
+# more of the halo. 4, 10, 12 and 16 were no faster on a CPU with AVX-512.
 STRIP_CELLS = 8
-# Bytes of the largest tensor of a strip. On the CPU the second-level caches of two cores; elsewhere
-# enough work for a launch.
-CPU_STRIP_BYTES = 2**21
+# Bytes of the largest tensor of a strip. On the CPU about the caches' size; elsewhere enough work
+# for a launch.
+CPU_STRIP_BYTES = 2**22
 DEVICE_STRIP_BYTES = 2**27
 
 
@@ -124,10 +125,29 @@ class Geometry:
         self.high_height, self.high_width = high.shape[2:]
         self.batch, _, self.height, self.width = low.shape
         self.device = low.device
-        self.element_bytes = accumulation_dtype(low.dtype).itemsize
+        self.dtype = accumulation_dtype(low.dtype)
         self.kernel_size = kernel_size
         self.radius = kernel_size // 2
         self.border = border
+        self._buffers: dict[str, Tensor] = {}
+
+    def _scratch(self, name: str, *shape: int) -> Tensor:
+        """Uninitialized memory that every strip takes again: fresh pages are dear."""
+        size = math.prod(shape)
+        if name not in self._buffers or self._buffers[name].numel() < size:
+            self._buffers[name] = torch.empty(size, dtype=self.dtype, device=self.device)
+        return self._buffers[name][:size].view(shape)
+
+    def _scratch_rows(self, name: str, source: Tensor, rows: int, length: int) -> Tensor:
+        """Scratch (rows, length, C) in the memory order of a map (N, C, H, W).
+
+        With C innermost or outermost, the positions of consecutive rows are evenly spaced, so that
+        several rows together are one matrix.
+        """
+        channels = source.shape[1]
+        if is_channels_last(source):
+            return self._scratch(name, rows, length, channels)
+        return self._scratch(name, channels, rows, length).permute(1, 2, 0)
 
     def strips(self, channels: int) -> Iterator[Strip]:
         """Cover all images with strips.
@@ -138,7 +158,7 @@ class Geometry:
         # The most pixels that share a parent, along each axis.
         slots = (-(-self.high_height // self.height), -(-self.high_width // self.width))
         window = self.kernel_size * (STRIP_CELLS + self.kernel_size - 1)
-        pixel_bytes = max(channels, window) * self.element_bytes
+        pixel_bytes = max(channels, window) * self.dtype.itemsize
         budget = CPU_STRIP_BYTES if self.device.type == 'cpu' else DEVICE_STRIP_BYTES
         step = max(1, budget // (STRIP_CELLS * slots[0] * slots[1] * pixel_bytes))
         for image in range(self.batch):
@@ -180,10 +200,11 @@ class Geometry:
         shape = (len(y), len(x))
         return y[:, None].expand(shape), slot_y[:, None] * (width * sx) + x * sx + slot_x
 
-    def load_pixels(self, source: Tensor, strip: Strip, padding: int = 0) -> Tensor:
+    def load_pixels(self, name: str, source: Tensor, strip: Strip, padding: int = 0) -> Tensor:
         """Read the pixels of a strip from a high-resolution map; empty places are 0.
 
         Args:
+            name: Of the scratch memory to use.
             source: (N, C, Hg, Wg).
             strip: Which.
             padding: Rows of zeros to add above and below.
@@ -194,7 +215,7 @@ class Geometry:
         """
         height, _ = strip.cells
         sy, width, sx = strip.places
-        out = _empty_rows(source, height + 2 * padding, sy * width * sx)
+        out = self._scratch_rows(name, source, height + 2 * padding, sy * width * sx)
         if padding or not strip.full:
             out.zero_()
         rows = out[padding : padding + height]
@@ -206,15 +227,15 @@ class Geometry:
             rows[self._places(strip)] = pixels.permute(1, 2, 0).to(out.dtype)
         return out
 
-    def load_pixels_padded(self, source: Tensor, strip: Strip) -> tuple[Tensor, Tensor]:
+    def load_pixels_padded(self, name: str, source: Tensor, strip: Strip) -> tuple[Tensor, Tensor]:
         """`load_pixels` without padding and, over the same memory, with K - 1 rows of it."""
         padding = self.kernel_size - 1
-        padded = self.load_pixels(source, strip, padding)
+        padded = self.load_pixels(name, source, strip, padding)
         return padded[padding : padding + strip.cells[0]], padded
 
     def load_weights(self, source: Tensor, strip: Strip) -> Tensor:
         """Read a strip of (N, K*K, Hg, Wg): (rows, slots[0], columns, slots[1], K, K)."""
-        pixels = self.load_pixels(source, strip)
+        pixels = self.load_pixels('weights', source, strip)
         return pixels.unflatten(1, strip.places).unflatten(4, (self.kernel_size, -1))
 
     def store_pixels(self, pixels: Tensor, target: Tensor, strip: Strip) -> None:
@@ -239,10 +260,11 @@ class Geometry:
         image_x, window_x = cut(strip.x0, strip.x1, self.width)
         return image_y, image_x, window_y, window_x
 
-    def load_window(self, source: Tensor, strip: Strip) -> Tensor:
+    def load_window(self, name: str, source: Tensor, strip: Strip) -> Tensor:
         """Read a strip's cells and the halo around them from a low-resolution map.
 
         Args:
+            name: Of the scratch memory to use.
             source: (N, C, H, W).
             strip: Which.
 
@@ -251,8 +273,8 @@ class Geometry:
             the source; outside the image 0, or the edge with border ``'replicate'``.
         """
         image_y, image_x, y, x = self._window(strip)
-        height, width = strip.cells
-        out = _empty_rows(source, height + 2 * self.radius, width + 2 * self.radius).zero_()
+        rows, columns = (size + 2 * self.radius for size in strip.cells)
+        out = self._scratch_rows(name, source, rows, columns).zero_()
         out[y, x] = source[strip.image, :, image_y, image_x].permute(1, 2, 0)
         if self.border == 'replicate':
             out[: y.start] = out[y.start]
@@ -277,111 +299,89 @@ class Geometry:
             window[y.stop - 1] += window[y.stop :].sum(0)
         target[strip.image, :, image_y, image_x] += window[y, x].permute(2, 0, 1)
 
+    def _matrices(self, x: Tensor) -> Tensor:
+        """View each run of K rows of (R + K - 1, L, C) as one matrix: (R, K * L, C)."""
+        rows, length, channels = x.shape
+        size = (rows - self.kernel_size + 1, self.kernel_size * length, channels)
+        return x.as_strided(size, x.stride(), x.storage_offset())
 
-def _empty_rows(source: Tensor, rows: int, length: int) -> Tensor:
-    """Empty (rows, length, C) in the memory order of a map (N, C, H, W): C innermost or outermost.
+    def _product(self, weights: Tensor, matrices: Tensor) -> Tensor:
+        """Batched weights (B, P, Q) times matrices (B, Q, C), in the memory order of the latter."""
+        (batch, rows, _), channels = weights.shape, matrices.shape[2]
+        if matrices.stride(2) == 1:
+            out = self._scratch('product', batch, rows, channels)
+            return torch.bmm(weights, matrices, out=out)
+        out = self._scratch('product', batch, channels, rows)
+        torch.bmm(matrices.transpose(1, 2), weights.transpose(1, 2), out=out)
+        return out.transpose(1, 2)
 
-    In both orders the positions of consecutive rows are evenly spaced, so that several rows
-    together are one matrix.
-    """
-    channels, dtype = source.shape[1], accumulation_dtype(source.dtype)
-    if is_channels_last(source):
-        return source.new_empty(rows, length, channels, dtype=dtype)
-    return source.new_empty(channels, rows, length, dtype=dtype).permute(1, 2, 0)
+    def correlate(self, pixels: Tensor, window: Tensor, strip: Strip) -> Tensor:
+        """Inner products of each pixel with the K x K window of its cell.
 
+        Args:
+            pixels: (rows, places, C), from `load_pixels`.
+            window: (rows + K - 1, columns + K - 1, C), from `load_window`.
+            strip: The strip of both.
 
-def _matrices(x: Tensor, kernel_size: int) -> Tensor:
-    """View each run of K rows of (R + K - 1, L, C) as one matrix: (R, K * L, C)."""
-    rows, length, channels = x.shape
-    size = (rows - kernel_size + 1, kernel_size * length, channels)
-    return x.as_strided(size, x.stride(), x.storage_offset())
+        Returns:
+            Contiguous (rows, slots[0], columns, slots[1], K, K).
+        """
+        (sy, width, sx), k = strip.places, self.kernel_size
+        length = width + k - 1
+        place = k * length
+        dense = self._scratch('dense', len(pixels), sy * width * sx, place)
+        torch.bmm(pixels, self._matrices(window).transpose(1, 2), out=dense)
+        # A cell's window begins one column after that of the cell before.
+        band = dense.as_strided(
+            (len(pixels), sy, width, sx, k, k),
+            (sy * width * sx * place, width * sx * place, sx * place + 1, place, length, 1),
+        )
+        return band.clone(memory_format=torch.contiguous_format)
 
+    def gather(self, weights: Tensor, window: Tensor, strip: Strip) -> Tensor:
+        """Weighted sum over the K x K window of each pixel's cell.
 
-def _product(weights: Tensor, matrices: Tensor) -> Tensor:
-    """Batched weights (B, P, Q) times matrices (B, Q, C), in the memory order of the latter."""
-    if matrices.stride(2) == 1:
-        return torch.bmm(weights, matrices)
-    return torch.bmm(matrices.transpose(1, 2), weights.transpose(1, 2)).transpose(1, 2)
+        Args:
+            weights: (rows, slots[0], columns, slots[1], K, K).
+            window: (rows + K - 1, columns + K - 1, C), from `load_window`.
+            strip: The strip of both.
 
+        Returns:
+            (rows, places, C); scratch, like the result of `scatter`: use it before the next call.
+        """
+        sy, width, sx = strip.places
+        length = width + self.kernel_size - 1
+        place = self.kernel_size * length
+        dense = self._scratch('dense', len(weights), sy * width * sx, place).zero_()
+        dense.as_strided(
+            weights.shape,
+            (sy * width * sx * place, width * sx * place, sx * place + 1, place, length, 1),
+        ).copy_(weights)
+        return self._product(dense, self._matrices(window))
 
-def correlate(pixels: Tensor, window: Tensor, strip: Strip, kernel_size: int) -> Tensor:
-    """Inner products of each pixel with the K x K window of its cell.
+    def scatter(self, weights: Tensor, padded: Tensor, strip: Strip) -> Tensor:
+        """Transpose of `gather`: every pixel adds its weighted self to the window of its cell.
 
-    Args:
-        pixels: (rows, places, C), from `Geometry.load_pixels`.
-        window: (rows + K - 1, columns + K - 1, C), from `Geometry.load_window`.
-        strip: The strip of both.
-        kernel_size: K.
+        Row j of the window is fed by the cell rows j - K + 1 .. j, so the sum over them is part of
+        the product and nothing has to be added up afterwards.
 
-    Returns:
-        Contiguous (rows, slots[0], columns, slots[1], K, K).
-    """
-    sy, width, sx = strip.places
-    length = width + kernel_size - 1
-    place = kernel_size * length
-    dense = torch.bmm(pixels, _matrices(window, kernel_size).transpose(1, 2)).contiguous()
-    # A cell's window begins one column after that of the cell before.
-    band = dense.as_strided(
-        (len(pixels), sy, width, sx, kernel_size, kernel_size),
-        (sy * width * sx * place, width * sx * place, sx * place + 1, place, length, 1),
-    )
-    return band.clone(memory_format=torch.contiguous_format)
+        Args:
+            weights: (rows, slots[0], columns, slots[1], K, K).
+            padded: Pixels (rows + 2 * (K - 1), places, C), from `load_pixels_padded`.
+            strip: The strip of both.
 
-
-def gather(weights: Tensor, window: Tensor, strip: Strip, kernel_size: int) -> Tensor:
-    """Weighted sum over the K x K window of each pixel's cell.
-
-    Args:
-        weights: (rows, slots[0], columns, slots[1], K, K).
-        window: (rows + K - 1, columns + K - 1, C), from `Geometry.load_window`.
-        strip: The strip of both.
-        kernel_size: K.
-
-    Returns:
-        (rows, places, C).
-    """
-    sy, width, sx = strip.places
-    length = width + kernel_size - 1
-    place = kernel_size * length
-    dense = weights.new_zeros(len(weights), sy * width * sx, place)
-    dense.as_strided(
-        weights.shape,
-        (sy * width * sx * place, width * sx * place, sx * place + 1, place, length, 1),
-    ).copy_(weights)
-    return _product(dense, _matrices(window, kernel_size))
-
-
-def scatter(weights: Tensor, padded: Tensor, strip: Strip, kernel_size: int) -> Tensor:
-    """Transpose of `gather`: every pixel adds its weighted self to the window of its cell.
-
-    Row j of the window is fed by the cell rows j - K + 1 .. j, so the sum over them is part of the
-    product and nothing has to be added up afterwards.
-
-    Args:
-        weights: (rows, slots[0], columns, slots[1], K, K).
-        padded: Pixels (rows + 2 * (K - 1), places, C), from `Geometry.load_pixels_padded`.
-        strip: The strip of both.
-        kernel_size: K.
-
-    Returns:
-        (rows + K - 1, columns + K - 1, C).
-    """
-    sy, width, sx = strip.places
-    places = sy * width * sx
-    length = width + kernel_size - 1
-    row = places * length
-    # dense[j, i, p, l]: weight with which place p of cell row j - K + 1 + i feeds (j, l).
-    dense = weights.new_zeros(len(weights) + kernel_size - 1, kernel_size * places, length)
-    dense.as_strided(
-        weights.shape,
-        (
-            kernel_size * row,
-            width * sx * length,
-            sx * length + 1,
-            length,
-            (kernel_size - 1) * row,
-            1,
-        ),
-        (kernel_size - 1) * row,
-    ).copy_(weights)
-    return _product(dense.transpose(1, 2), _matrices(padded, kernel_size))
+        Returns:
+            (rows + K - 1, columns + K - 1, C), scratch.
+        """
+        (sy, width, sx), k = strip.places, self.kernel_size
+        places = sy * width * sx
+        length = width + k - 1
+        row = places * length
+        # dense[j, i, p, l]: weight with which place p of cell row j - K + 1 + i feeds (j, l).
+        dense = self._scratch('dense', len(weights) + k - 1, k * places, length).zero_()
+        dense.as_strided(
+            weights.shape,
+            (k * row, width * sx * length, sx * length + 1, length, (k - 1) * row, 1),
+            dense.storage_offset() + (k - 1) * row,
+        ).copy_(weights)
+        return self._product(dense.transpose(1, 2), self._matrices(padded))
