@@ -7,11 +7,12 @@ mmengine, the hosts with mmsegmentation and mmdetection. With torch alone there 
 import contextlib
 
 from . import ops
+from .frameworks import MissingFrameworkError
 from .version import __version__
 
 __all__ = ['__version__', 'ops']
 
-with contextlib.suppress(ImportError):
+with contextlib.suppress(MissingFrameworkError):
     from . import upsamplers
     from .compat import apply
 
@@ -19,12 +20,12 @@ with contextlib.suppress(ImportError):
     __all__ += ['upsamplers']
 
 # A host whose framework is missing says so when it is asked for.
-with contextlib.suppress(ImportError):
+with contextlib.suppress(MissingFrameworkError):
     from . import segmentation
 
     __all__ += ['segmentation']
 
-with contextlib.suppress(ImportError):
+with contextlib.suppress(MissingFrameworkError):
     from . import detection
 
     __all__ += ['detection']

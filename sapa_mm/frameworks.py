@@ -4,6 +4,10 @@ import contextlib
 from collections.abc import Iterator
 
 
+class MissingFrameworkError(ImportError):
+    """A framework that is not installed, or whose own import fails."""
+
+
 @contextlib.contextmanager
 def require(package: str, needed_by: str, install: str) -> Iterator[None]:
     """Turn a failed import of a framework into an ImportError that says what to install.
@@ -14,12 +18,12 @@ def require(package: str, needed_by: str, install: str) -> Iterator[None]:
         install: What pip has to install.
 
     Raises:
-        ImportError: An import inside the context failed.
+        MissingFrameworkError: An import inside the context failed.
     """
     try:
         yield
     except (ImportError, AssertionError) as error:  # mmseg and mmdet assert mmcv's version
-        raise ImportError(
+        raise MissingFrameworkError(
             f'{needed_by} needs {package}, which cannot be imported ({error}): '
             f'pip install {install}'
         ) from error

@@ -45,11 +45,11 @@ def check(code: str, *blocked: str) -> None:
 
 
 def error(code: str, *blocked: str) -> str:
-    """The last line of an ImportError."""
-    result = run(code, *blocked)
+    """The last line of the ImportError that code ends with."""
+    result = run(f'assert issubclass(sapa_mm.MissingFrameworkError, ImportError)\n{code}', *blocked)
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith('ImportError: '), result.stderr
+    assert last.startswith('sapa_mm.frameworks.MissingFrameworkError: '), result.stderr
     return last
 
 

@@ -1,0 +1,54 @@
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).parents[2] / 'tools'
+
+
+def bash(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ['bash', *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize('script', ['quickstart.sh', 'test.sh'])
+def test_help_does_nothing_but_explain(script):
+    result = bash(str(TOOLS / script), '--help')
+    assert result.returncode == 0
+    assert result.stdout.startswith(f'usage: bash tools/{script}')
+    assert result.stderr == ''
+
+
+def test_quickstart_takes_no_arguments():
+    result = bash(str(TOOLS / 'quickstart.sh'), '--quick')
+    assert result.returncode == 2
+    assert 'quickstart.sh takes no arguments, got: --quick' in result.stderr
+
+
+def test_an_active_environment_is_used_as_it_is(tmp_path):
+    # Answers every question of setup.sh with yes and records what pip would be told.
+    fake = tmp_path / 'bin' / 'python'
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\n[ "$1" = -m ] && echo "$@" >>"$RECORD"\nexit 0\n')
+    fake.chmod(0o755)
+    record = tmp_path / 'record'
+    command = f'set -euo pipefail; cd {tmp_path}; . {TOOLS}/setup.sh; install_everything seg'
+    result = bash(
+        '-c',
+        command,
+        VIRTUAL_ENV=str(tmp_path),
+        PATH=f'{fake.parent}:{os.environ["PATH"]}',
+        RECORD=str(record),
+    )
+    assert result.returncode == 0, result.stderr
+    told = record.read_text()
+    assert 'torch==' not in told  # there is one
+    assert 'mmcv==' not in told
+    assert '-e .[seg]' in told
+    assert not (tmp_path / '.venv').exists()
