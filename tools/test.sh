@@ -22,4 +22,4 @@ if [ $# -eq 0 ]; then
     "$PYTHON" -m codespell_lib
 fi
 say "Running the tests"
-exec "$PYTHON" -m pytest "$@"
+exec "$PYTHON" -m pytest --durations=15 "$@"

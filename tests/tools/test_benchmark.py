@@ -20,9 +20,7 @@ def benchmark():
 
 def test_measures_and_writes(tmp_path):
     out = tmp_path / 'figures.json'
-    options = (
-        '--size 8 8 --channels 32 --embed 8 --rounds 2 --threads 1 --dtypes float32 bfloat16'
-    )
+    options = '--size 8 8 --channels 32 --embed 8 --rounds 2 --threads 1 --dtypes float32 bfloat16'
     result = subprocess.run(
         [sys.executable, SCRIPT, *options.split(), '--device', 'cpu', '--json', out],
         capture_output=True,
