@@ -5,6 +5,7 @@ from torch import Tensor
 
 from . import checks
 from .dispatch import autocast, without_autocast
+from .memory import prefer_huge_pages
 from .normalization import NORMALIZATIONS, normalize, normalize_backward
 from .window import BORDERS, Geometry, accumulation_dtype, empty_map
 
@@ -77,7 +78,7 @@ def _forward(
     border: str,
 ) -> Tensor:
     geometry = Geometry(query, value, kernel_size, border)
-    out = empty_map(value, value.shape[1], query.shape[2:])
+    out = prefer_huge_pages(empty_map(value, value.shape[1], query.shape[2:]))
     for strip in geometry.strips(max(query.shape[1], value.shape[1])):
         q = geometry.load_pixels('query', query, strip)
         scores = geometry.correlate(q, geometry.load_window('key', key, strip), strip)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from . import checks
 from .dispatch import autocast, without_autocast
+from .memory import prefer_huge_pages
 from .window import Geometry, accumulation_dtype, empty_map
 
 
@@ -41,7 +42,7 @@ def assemble(weights: Tensor, value: Tensor, *, kernel_size: int = 5) -> Tensor:
 @without_autocast
 def _forward(weights: Tensor, value: Tensor, kernel_size: int) -> Tensor:
     geometry = Geometry(weights, value, kernel_size)
-    out = empty_map(value, value.shape[1], weights.shape[2:])
+    out = prefer_huge_pages(empty_map(value, value.shape[1], weights.shape[2:]))
     for strip in geometry.strips(value.shape[1]):
         w = geometry.load_weights(weights, strip)
         v = geometry.load_window('value', value, strip)
