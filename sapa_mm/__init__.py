@@ -5,27 +5,27 @@ mmengine, the hosts with mmsegmentation and mmdetection. With torch alone there 
 """
 
 import contextlib
+import importlib
 
 from . import ops
 from .frameworks import MissingFrameworkError
 from .version import __version__
 
-__all__ = ['__version__', 'ops']
+__all__ = ['MissingFrameworkError', '__version__', 'ops']
+
+
+def __getattr__(name: str) -> object:
+    """Import a part when it is asked for; without its framework that says what to install."""
+    if name in ('upsamplers', 'segmentation', 'detection'):
+        return importlib.import_module(f'.{name}', __name__)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
 
 with contextlib.suppress(MissingFrameworkError):
-    from . import upsamplers
-    from .compat import apply
+    importlib.import_module('.upsamplers', __name__)
+    importlib.import_module('.compat', __name__).allow_mmengine_checkpoints()
 
-    apply()
-    __all__ += ['upsamplers']
-
-# A host whose framework is missing says so when it is asked for.
-with contextlib.suppress(MissingFrameworkError):
-    from . import segmentation
-
-    __all__ += ['segmentation']
-
-with contextlib.suppress(MissingFrameworkError):
-    from . import detection
-
-    __all__ += ['detection']
+for _name in ('segmentation', 'detection'):
+    with contextlib.suppress(MissingFrameworkError):
+        importlib.import_module(f'.{_name}', __name__)
+del _name, contextlib

@@ -77,7 +77,7 @@ def _checkpoint_globals() -> list:
     return found
 
 
-def apply() -> None:
+def allow_mmengine_checkpoints() -> None:
     """Register mmengine's checkpoint contents with torch as safe to read.
 
     Needs mmengine. Runs at ``import sapa_mm`` where mmengine is installed, may be called again,

@@ -22,7 +22,9 @@ def require(package: str, needed_by: str, install: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ImportError, AssertionError) as error:  # mmseg and mmdet assert mmcv's version
+    except (ImportError, AssertionError) as error:
+        if isinstance(error, AssertionError) and 'MMCV' not in str(error):
+            raise  # mmseg and mmdet assert mmcv's version; anything else is another matter
         raise MissingFrameworkError(
             f'{needed_by} needs {package}, which cannot be imported ({error}): '
             f'pip install {install}'

@@ -37,5 +37,5 @@ def poisoned_memory():
     ]
 )
 def device(request) -> str:
-    """Every device that is there: the CPU runs the PyTorch backend, a GPU Triton's."""
+    """Every device that is there: each with its default backend."""
     return request.param

@@ -212,7 +212,7 @@ def test_code_in_a_checkpoint_is_refused_before_it_runs(function, tmp_path):
         'builtins.eval': Call(builtins.eval, f'open({str(canary)!r}, "w").close()'),
     }[function]
     torch.save({'state_dict': {}, 'message_hub': attack}, path)
-    compat.apply()
+    compat.allow_mmengine_checkpoints()
     with pytest.raises(pickle.UnpicklingError, match=REFUSED):
         load(path)
     assert not canary.exists()
@@ -238,7 +238,7 @@ def test_getattr_reaches_nothing_but_the_statistics(attack, tmp_path):
     path = tmp_path / 'evil.pth'
     torch.save({'state_dict': {}, 'message_hub': attack}, path)
     torch.load(path, weights_only=False)
-    compat.apply()
+    compat.allow_mmengine_checkpoints()
     with pytest.raises(pickle.UnpicklingError, match='may take only min, max, mean, current'):
         load(path)
 
@@ -252,7 +252,7 @@ def test_getattr_of_a_module_is_refused(tmp_path):
             return eval, ('system(command)', {'command': f'touch {canary}', 'system': system})
 
     torch.save({'state_dict': {}, 'message_hub': Attack()}, path)
-    compat.apply()
+    compat.allow_mmengine_checkpoints()
     with pytest.raises(pickle.UnpicklingError, match=REFUSED):
         load(path)
     assert not canary.exists()
@@ -270,15 +270,15 @@ def test_a_statistic_cannot_be_called_by_a_checkpoint(tmp_path):
             return HistoryBuffer.mean, (HistoryBuffer([1.0], [1]),)
 
     torch.save({'state_dict': {}, 'message_hub': Attack()}, path)
-    compat.apply()
+    compat.allow_mmengine_checkpoints()
     with pytest.raises(pickle.UnpicklingError, match=REFUSED):
         load(path)
 
 
-def test_apply_is_idempotent_and_silent(capfd, recwarn):
-    compat.apply()
+def test_allowing_is_idempotent_and_silent(capfd, recwarn):
+    compat.allow_mmengine_checkpoints()
     before = set(map(str, torch.serialization.get_safe_globals()))
-    compat.apply()
+    compat.allow_mmengine_checkpoints()
     assert set(map(str, torch.serialization.get_safe_globals())) == before
     assert capfd.readouterr() == ('', '')
     assert not recwarn.list

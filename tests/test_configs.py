@@ -117,6 +117,14 @@ def test_the_readmes_change_to_a_stock_config(framework, tmp_path):
     assert len(upsamplers(model)) == {'mmseg': 6, 'mmdet': 3}[framework]
 
 
+@pytest.mark.parametrize('page', ['README.md', 'configs/sapa/README.md'])
+def test_relative_links_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    links = re.findall(r'\]\((?!http)([^)#]+)\)', text)
+    assert links
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
 def test_metafiles_list_every_config():
     for metafile in (ROOT / 'configs').glob('*/metafile.yml'):
         models = yaml.safe_load(metafile.read_text())['Models']

@@ -4,7 +4,7 @@
 Every candidate is checked against the float64 reference first, and what fails is not timed. All
 candidates of a shape take turns in one process, so that ratios hold where the machine's speed
 drifts: a ratio is the median over the rounds of that round's ratio, a time the median of the
-rounds. Before every call freed memory goes back to the system, so that no candidate profits from
+rounds. Every call gets its large tensors fresh from the system, so that no candidate profits from
 the pages of the one before. Extra memory is the peak that a call allocates through torch, less its
 results. Needs torch alone.
 """
@@ -34,6 +34,9 @@ from sapa_mm.ops import point_affiliation, reference
 TOLERANCE = {'float32': 1e-5, 'float16': 4e-3, 'bfloat16': 3e-2}
 LAYOUTS = {'nchw': torch.contiguous_format, 'channels_last': torch.channels_last}
 CHECKED_CHANNELS = 16
+# glibc's name for the size from which memory comes from the system and goes back to it.
+M_MMAP_THRESHOLD = -3
+LARGE_BYTES = 2**24
 PASSES = ('forward', 'forward+backward')
 
 Candidate = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -66,11 +69,13 @@ def candidates(kernel_size: int) -> dict[str, Candidate]:
     return {'sapa_mm': ours, 'unfold+einsum': unfold, 'bilinear': bilinear}
 
 
-def release_memory() -> None:
-    """Give freed memory back to the system: each call then starts alike, whatever ran before it."""
+def start_alike() -> None:
+    """Let every call get its large tensors fresh from the system, whatever ran before it."""
     if sys.platform == 'linux':
         with contextlib.suppress(OSError, AttributeError):  # C libraries other than glibc
-            ctypes.CDLL(None).malloc_trim(0)
+            libc = ctypes.CDLL(None)
+            libc.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+            libc.malloc_trim(0)
 
 
 def synchronize(device: torch.device) -> None:
@@ -161,7 +166,7 @@ def measure(options: argparse.Namespace, dtype: str, layout: str) -> list[dict]:
         times = {name: [] for name in functions}
         for i in range(options.rounds + 1):
             for name, function in functions.items():
-                release_memory()
+                start_alike()
                 synchronize(inputs[0].device)
                 start = time.perf_counter()
                 run(function, inputs, g)

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Make a small dataset for segmentation and detection in which boundaries matter.
 
 Spoked wheels, torn kites, thin chairs and leafy plants, filled with photographs' textures, stand

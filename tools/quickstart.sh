@@ -26,6 +26,21 @@ if [ ! -d data/toy ]; then
     "$PYTHON" tools/make_toy_dataset.py --out data/toy
 fi
 
+# Progress and results; the log in the work_dir has everything.
+run_training() {
+    set +e
+    "$PYTHON" -W ignore tools/train.py "$2" --work-dir "$work/$1" --resume 2>"$work/$1.err" |
+        grep --line-buffered -E 'Iter\((train|val)\)|bbox_mAP_copypaste'
+    local status=${PIPESTATUS[0]}
+    set -e
+    if [ "$status" -ne 0 ]; then
+        tail -n 30 "$work/$1.err" >&2
+        die "training failed; see $work/$1.err"
+    fi
+}
+
+is_validated() { grep -qsE '"(mIoU|coco/bbox_mAP)"' "$work/$1"/*/vis_data/scalars.json; }
+
 # train NAME CONFIG: an interrupted run is resumed, a finished one is skipped.
 train() {
     if [ -f "$work/$1/done" ]; then
@@ -33,10 +48,13 @@ train() {
         return
     fi
     say "Training $1 ($2)"
-    # Progress and results; the log in the work_dir has everything.
-    "$PYTHON" -W ignore tools/train.py "$2" --work-dir "$work/$1" --resume 2>"$work/$1.err" |
-        grep --line-buffered -E 'Iter\((train|val)\)|bbox_mAP_copypaste' ||
-        { tail -n 30 "$work/$1.err" >&2; die "training failed; see $work/$1.err"; }
+    run_training "$1" "$2"
+    if ! is_validated "$1"; then
+        # It was interrupted in its last validation, which resuming does not repeat.
+        rm -rf "${work:?}/$1"
+        run_training "$1" "$2"
+        is_validated "$1" || die "training did not end with a validation; see $work/$1"
+    fi
     touch "$work/$1/done"
 }
 
@@ -48,3 +66,6 @@ train faster-rcnn_sapa-b configs/sapa/faster-rcnn_r18_fpn_sapa-b_1xb2-100_toy-16
 say "Comparing"
 "$PYTHON" -W ignore tools/quickstart_report.py --out "$work/comparison.png" \
     "SAPA-G=$work/segformer_sapa-g" "bilinear=$work/segformer_bilinear"
+
+say "Next"
+echo "Tools and configs run in this environment: . ${PYTHON%/python}/activate"

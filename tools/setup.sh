@@ -1,7 +1,7 @@
 # Sourced by quickstart.sh and test.sh: puts everything into a Python environment, once.
 #
-# An active virtual or conda environment is used as it is, and so is a torch, mmcv or framework
-# that it has in a supported version; otherwise .venv is made. Sets PYTHON. Needs Python >= 3.10
+# An active virtual or conda environment (but not conda's base) is used, and a torch or mmcv that it
+# has in a supported version is kept; otherwise .venv is made. Sets PYTHON. Needs Python >= 3.10
 # and, to build mmcv, a C++ compiler. Safe to run again.
 
 # The versions the project is tested with.
@@ -17,23 +17,31 @@ die() {
     exit 1
 }
 
+is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; }
+
 choose_python() {
-    if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
-        PYTHON=$(command -v python) || die "the active environment has no python"
+    if [ -n "${VIRTUAL_ENV:-}" ]; then
+        PYTHON=$VIRTUAL_ENV/bin/python
+    elif [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEFAULT_ENV:-}" != base ]; then
+        PYTHON=$CONDA_PREFIX/bin/python
     else
-        if [ ! -x .venv/bin/python ]; then
+        PYTHON=$PWD/.venv/bin/python
+        # One that was stopped half-way has no pip.
+        if ! "$PYTHON" -m pip --version >/dev/null 2>&1; then
             local base
             base=$(command -v python3 || command -v python) || die "install Python 3.10 or newer"
+            is_new_enough "$base" ||
+                die "Python 3.10 or newer is needed, $base is $("$base" --version 2>&1)"
             say "Making .venv"
-            "$base" -m venv .venv || die "python3 -m venv failed: install your system's python3-venv"
+            "$base" -m venv --clear .venv ||
+                die "python3 -m venv failed: install your system's python3-venv"
         fi
-        PYTHON=$PWD/.venv/bin/python
     fi
-    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+    [ -x "$PYTHON" ] || die "the active environment has no $PYTHON"
+    is_new_enough "$PYTHON" ||
         die "Python 3.10 or newer is needed, $PYTHON is $("$PYTHON" --version 2>&1)"
-    "$PYTHON" -c 'import sysconfig, os, sys
-sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' ||
-        die "Python's headers are missing: install your system's python3-dev"
+    "$PYTHON" -m pip --version >/dev/null 2>&1 ||
+        die "the active environment has no pip: $PYTHON -m ensurepip"
 }
 
 pip_install() { "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@"; }
@@ -62,6 +70,13 @@ build_mmcv() {
 
 install_mmcv() {
     has_mmcv && return
+    "$PYTHON" -c 'import sysconfig, os, sys
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' ||
+        die "Python's headers are missing: install your system's python3-dev"
+    if holds '__import__("torch").cuda.is_available()' && ! command -v nvcc >/dev/null; then
+        die "torch has CUDA but there is no nvcc to build mmcv with: install the CUDA toolkit of \
+torch's version, or choose a CPU build of torch first"
+    fi
     local compiler=${CXX:-c++} log=${TMPDIR:-/tmp}/sapa_mm-mmcv-$$.log
     command -v "$compiler" >/dev/null || die "a C++ compiler is needed: install g++ or clang"
     say "Building $MMCV with its operators (about 6 minutes on two cores; log: $log)"
@@ -83,7 +98,7 @@ install_everything() {
     choose_python
     if ! has_torch; then
         say "Installing $TORCH"
-        pip_install "$TORCH" "$SETUPTOOLS"
+        "$PYTHON" -m pip install --disable-pip-version-check "$TORCH" "$SETUPTOOLS"
     fi
     pip_install "$SETUPTOOLS" wheel ninja
     install_mmcv

@@ -77,6 +77,6 @@ param_scheduler = [
 train_cfg = dict(max_iters=iterations, val_interval=iterations)
 default_hooks = dict(
     logger=dict(interval=20),
-    checkpoint=dict(interval=iterations),
+    checkpoint=dict(interval=100, max_keep_ckpts=1),
 )
 randomness = dict(seed=0)

@@ -76,6 +76,6 @@ optim_wrapper = dict(optimizer=dict(lr=0.01), clip_grad=dict(max_norm=10.0))
 log_processor = dict(by_epoch=False)
 default_hooks = dict(
     logger=dict(interval=10),
-    checkpoint=dict(by_epoch=False, interval=iterations),
+    checkpoint=dict(by_epoch=False, interval=25, max_keep_ckpts=1),
 )
 randomness = dict(seed=0)

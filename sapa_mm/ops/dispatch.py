@@ -31,7 +31,7 @@ def unavailable(name: str) -> str | None:
 def backend(name: str) -> Iterator[None]:
     """Force the backend of the operators called inside the context.
 
-    By default operators choose by the tensor's device.
+    By default operators choose the fastest that can run; for now that is always ``'torch'``.
 
     Args:
         name: ``'torch'`` or ``'triton'``.

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .reference import NORMALIZATION_EPS
+# Added to the sum that every normalization but softmax and none divides by.
+NORMALIZATION_EPS = 1e-6
 
 # h of the normalization h(s) / (sum h(s) + eps), and its derivative.
 _POSITIVE = {

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Added to the sum that every normalization but softmax and none divides by.
-NORMALIZATION_EPS = 1e-6
+from .normalization import NORMALIZATION_EPS
 
 _POSITIVE = {
     'sigmoid': torch.sigmoid,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..frameworks import require
-from .checks import check_features
+from .checks import check_channels, check_features
 
 INTERPOLATIONS = ('nearest', 'bilinear')
 SINGLE_INPUT = (*INTERPOLATIONS, 'deconv', 'pixel_shuffle')
@@ -32,6 +32,9 @@ class SingleInputUpsampler(BaseModule):
 
     Raises:
         ImportError: mmcv is not installed.
+        TypeError: Channels, stride or kernel size that are no ints.
+        ValueError: One of them not positive, both ``stride`` and ``scale_factor``, or another
+            number of output channels.
     """
 
     def __init__(self, cfg: dict, in_channels: int, guide_channels: int | None = None):
@@ -40,18 +43,29 @@ class SingleInputUpsampler(BaseModule):
             from mmcv.cnn import build_upsample_layer
         self.in_channels = in_channels
         self.guide_channels = in_channels if guide_channels is None else guide_channels
+        check_channels('in_channels', self.in_channels)
+        check_channels('guide_channels', self.guide_channels)
         cfg = dict(cfg)
         if cfg['type'] not in INTERPOLATIONS:
             cfg.setdefault('in_channels', in_channels)
-            cfg.setdefault('out_channels', in_channels)
+            if cfg.setdefault('out_channels', in_channels) != in_channels:
+                raise ValueError(
+                    f'out_channels: expected {in_channels} like in_channels, got '
+                    f'{cfg["out_channels"]}'
+                )
             if cfg['type'] == 'deconv':
-                stride = cfg.setdefault('stride', cfg.pop('scale_factor', 2))
-                cfg.setdefault('kernel_size', 2 * stride - stride % 2)
-                cfg.setdefault('padding', stride // 2)
-                self.ratio = stride
+                if 'stride' in cfg and 'scale_factor' in cfg:
+                    raise ValueError('scale_factor: expected it or stride, got both')
+                self.ratio = cfg.setdefault('stride', cfg.pop('scale_factor', 2))
+                check_channels('stride', self.ratio)
+                kernel_size = cfg.setdefault('kernel_size', 2 * self.ratio - self.ratio % 2)
+                check_channels('kernel_size', kernel_size)
+                # The result is then the ratio times as large.
+                cfg.setdefault('padding', max(kernel_size - self.ratio, 0) // 2)
             else:
                 cfg.setdefault('upsample_kernel', 3)
                 self.ratio = cfg.setdefault('scale_factor', 2)
+                check_channels('scale_factor', self.ratio)
         self.layer = build_upsample_layer(cfg)
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
@@ -87,8 +101,10 @@ def check_upsample_cfg(name: str, cfg: object) -> None:
     kind = cfg.get('type')
     if isinstance(kind, type) or kind in SINGLE_INPUT:
         return
-    if isinstance(kind, str) and MODELS.get(kind) is not None:
-        return
+    # In the registry of the running framework, which falls back on mmengine's.
+    with MODELS.switch_scope_and_registry(None) as registry:
+        if isinstance(kind, str) and registry.get(kind) is not None:
+            return
     given = 'none' if kind is None else repr(kind)
     raise ValueError(
         f'{name}: expected type SAPA, {", ".join(SINGLE_INPUT)} or a module registered in MODELS '

@@ -38,7 +38,7 @@ def test_an_active_environment_is_used_as_it_is(tmp_path):
     fake.write_text('#!/bin/sh\n[ "$1" = -m ] && echo "$@" >>"$RECORD"\nexit 0\n')
     fake.chmod(0o755)
     record = tmp_path / 'record'
-    command = f'set -euo pipefail; cd {tmp_path}; . {TOOLS}/setup.sh; install_everything seg'
+    command = f'set -euo pipefail; cd "{tmp_path}"; . "{TOOLS}/setup.sh"; install_everything seg'
     result = bash(
         '-c',
         command,

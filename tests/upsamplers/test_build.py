@@ -1,6 +1,7 @@
 import pytest
 import torch
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
+from mmseg.registry import MODELS as MMSEG_MODELS
 from torch import nn
 from torch.nn import functional as F
 
@@ -51,6 +52,8 @@ def test_options_of_mmcv_are_kept():
     layer = build_upsampler(dict(type='deconv', kernel_size=2, stride=2, padding=0), 4).layer
     assert isinstance(layer, nn.ConvTranspose2d)
     assert layer.kernel_size == (2, 2)
+    layer = build_upsampler(dict(type='deconv', kernel_size=2, stride=2), 4).layer
+    assert layer(torch.ones(1, 4, 5, 7)).shape == (1, 4, 10, 14)
     layer = build_upsampler(dict(type='pixel_shuffle', scale_factor=3, upsample_kernel=1), 4).layer
     assert layer.upsample_conv.weight.shape == (36, 4, 1, 1)
 
@@ -80,6 +83,18 @@ def test_a_module_of_the_users_own():
     assert torch.equal(by_name(x, guide), expected)
 
 
+def test_a_module_of_a_frameworks_registry():
+    class Plain(nn.Module):
+        def __init__(self, in_channels, guide_channels):
+            super().__init__()
+
+    MMSEG_MODELS.register_module(name='PlainForTest', module=Plain, force=True)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        assert isinstance(build_upsampler(dict(type='PlainForTest'), 4), Plain)
+    with pytest.raises(ValueError, match='PlainForTest'):
+        build_upsampler(dict(type='PlainForTest'), 4)
+
+
 @pytest.mark.parametrize(
     ('cfg', 'error', 'message'),
     [
@@ -90,6 +105,10 @@ def test_a_module_of_the_users_own():
         (dict(type='SAPPA'), ValueError, "SAPA, nearest, bilinear, .*got 'SAPPA'"),
         (dict(type='SAPA', similarity='dot'), ValueError, "similarity: .*inner.*got 'dot'"),
         (dict(type='SAPA', mode='nearest'), TypeError, 'mode'),
+        (dict(type='deconv', stride=(2, 2)), TypeError, 'stride: expected a positive int'),
+        (dict(type='deconv', stride=2, scale_factor=2), ValueError, 'scale_factor: .*got both'),
+        (dict(type='pixel_shuffle', scale_factor=0), ValueError, 'scale_factor: expected'),
+        (dict(type='pixel_shuffle', out_channels=8), ValueError, 'out_channels: expected 4'),
     ],
 )
 def test_bad_config(cfg, error, message):
