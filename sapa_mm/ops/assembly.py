@@ -66,7 +66,7 @@ def _backward(
     for strip in geometry.strips(value.shape[1]):
         g, g_padded = geometry.load_pixels_padded('grad', grad, strip)
         scores = geometry.correlate(g, geometry.load_window('value', value, strip), strip)
-        geometry.store_pixels(scores.flatten(4).flatten(1, 3), grad_weights, strip)
+        geometry.store_weights(scores, grad_weights, strip)
         w = geometry.load_weights(weights, strip)
         geometry.add_window(geometry.scatter(w, g_padded, strip), grad_value, strip)
     return grad_weights, grad_value.to(value.dtype)

@@ -49,13 +49,15 @@ def check_map(name: str, x: object, layout: str) -> None:
         raise ValueError(f'{name}: expected a non-empty tensor {layout}, got {tuple(x.shape)}')
 
 
-def check_alike(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+def check_alike(
+    name: str, x: Tensor, other_name: str, other: Tensor, *, same_dtype: bool = True
+) -> None:
     """Raise ValueError unless two maps share device and batch, TypeError unless dtype."""
     if x.device != other.device:
         raise ValueError(
             f'{name}: expected device {other.device} like {other_name}, got {x.device}'
         )
-    if x.dtype != other.dtype:
+    if same_dtype and x.dtype != other.dtype:
         raise TypeError(f'{name}: expected {other.dtype} like {other_name}, got {x.dtype}')
     if x.shape[0] != other.shape[0]:
         raise ValueError(

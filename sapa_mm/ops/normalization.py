@@ -19,6 +19,16 @@ _POSITIVE = {
 NORMALIZATIONS = ('softmax', *_POSITIVE, 'none')
 
 
+def _positive_terms(
+    scores: Tensor, normalization: str, valid: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Compute h of the scores, 0 where not valid, and what it is divided by."""
+    h = _POSITIVE[normalization][0](scores)
+    if valid is not None:
+        h = h * valid
+    return h, h.sum((-2, -1), keepdim=True) + NORMALIZATION_EPS
+
+
 def normalize(scores: Tensor, normalization: str, valid: Tensor | None) -> Tensor:
     """Turn the scores of a window into its weights.
 
@@ -37,10 +47,8 @@ def normalize(scores: Tensor, normalization: str, valid: Tensor | None) -> Tenso
     if normalization == 'none':
         # Outside the image the key is 0 and so is the score: nothing is left to mask.
         return scores
-    h = _POSITIVE[normalization][0](scores)
-    if valid is not None:
-        h = h * valid
-    return h / (h.sum((-2, -1), keepdim=True) + NORMALIZATION_EPS)
+    h, total = _positive_terms(scores, normalization, valid)
+    return h / total
 
 
 def normalize_backward(
@@ -63,9 +71,8 @@ def normalize_backward(
     centred = grad - (grad * weights).sum((-2, -1), keepdim=True)
     if normalization == 'softmax':
         return weights * centred
-    h, derivative = _POSITIVE[normalization]
-    slope = derivative(scores)
-    h = h(scores)
+    _, total = _positive_terms(scores, normalization, valid)
+    slope = _POSITIVE[normalization][1](scores)
     if valid is not None:
-        slope, h = slope * valid, h * valid
-    return centred * slope / (h.sum((-2, -1), keepdim=True) + NORMALIZATION_EPS)
+        slope = slope * valid
+    return centred * slope / total

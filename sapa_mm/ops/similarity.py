@@ -50,7 +50,7 @@ def _forward(query: Tensor, key: Tensor, kernel_size: int, temperature: float) -
     for strip in geometry.strips(query.shape[1]):
         q = geometry.load_pixels('query', query, strip)
         scores = geometry.correlate(q, geometry.load_window('key', key, strip), strip)
-        geometry.store_pixels(scores.div_(temperature).flatten(4).flatten(1, 3), out, strip)
+        geometry.store_weights(scores.div_(temperature), out, strip)
     return out
 
 

@@ -248,6 +248,10 @@ class Geometry:
         else:
             place.copy_(pixels[self._places(strip)].permute(2, 0, 1))
 
+    def store_weights(self, weights: Tensor, target: Tensor, strip: Strip) -> None:
+        """Write what `load_weights` reads into a map (N, K*K, Hg, Wg)."""
+        self.store_pixels(weights.flatten(4).flatten(1, 3), target, strip)
+
     def _window(self, strip: Strip) -> tuple[slice, slice, slice, slice]:
         """A strip's cells and halo, cut to the image: in the image (y, x), in the window (y, x)."""
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..frameworks import require
-from .checks import check_channels, check_features
+from .checks import check_features, check_positive_int
 
 INTERPOLATIONS = ('nearest', 'bilinear')
 SINGLE_INPUT = (*INTERPOLATIONS, 'deconv', 'pixel_shuffle')
@@ -43,8 +43,8 @@ class SingleInputUpsampler(BaseModule):
             from mmcv.cnn import build_upsample_layer
         self.in_channels = in_channels
         self.guide_channels = in_channels if guide_channels is None else guide_channels
-        check_channels('in_channels', self.in_channels)
-        check_channels('guide_channels', self.guide_channels)
+        check_positive_int('in_channels', self.in_channels)
+        check_positive_int('guide_channels', self.guide_channels)
         cfg = dict(cfg)
         if cfg['type'] not in INTERPOLATIONS:
             cfg.setdefault('in_channels', in_channels)
@@ -57,15 +57,15 @@ class SingleInputUpsampler(BaseModule):
                 if 'stride' in cfg and 'scale_factor' in cfg:
                     raise ValueError('scale_factor: expected it or stride, got both')
                 self.ratio = cfg.setdefault('stride', cfg.pop('scale_factor', 2))
-                check_channels('stride', self.ratio)
+                check_positive_int('stride', self.ratio)
                 kernel_size = cfg.setdefault('kernel_size', 2 * self.ratio - self.ratio % 2)
-                check_channels('kernel_size', kernel_size)
+                check_positive_int('kernel_size', kernel_size)
                 # The result is then the ratio times as large.
                 cfg.setdefault('padding', max(kernel_size - self.ratio, 0) // 2)
             else:
                 cfg.setdefault('upsample_kernel', 3)
                 self.ratio = cfg.setdefault('scale_factor', 2)
-                check_channels('scale_factor', self.ratio)
+                check_positive_int('scale_factor', self.ratio)
         self.layer = build_upsample_layer(cfg)
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:

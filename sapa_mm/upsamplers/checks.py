@@ -2,16 +2,16 @@
 
 from torch import Tensor
 
-from ..ops.checks import check_map, check_sizes
+from ..ops.checks import check_alike, check_map, check_sizes
 from ..ops.dispatch import autocast_is_on
 
 
-def check_channels(name: str, channels: object) -> None:
-    """Raise TypeError unless a number of channels is an int, ValueError unless positive."""
-    if isinstance(channels, bool) or not isinstance(channels, int):
-        raise TypeError(f'{name}: expected a positive int, got {channels!r}')
-    if channels < 1:
-        raise ValueError(f'{name}: expected a positive int, got {channels}')
+def check_positive_int(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is an int, ValueError unless it is positive."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f'{name}: expected a positive int, got {value!r}')
+    if value < 1:
+        raise ValueError(f'{name}: expected a positive int, got {value}')
 
 
 def check_features(x: Tensor, guide: Tensor, in_channels: int, guide_channels: int) -> None:
@@ -34,10 +34,5 @@ def check_features(x: Tensor, guide: Tensor, in_channels: int, guide_channels: i
         check_map(name, feature, layout)
         if feature.shape[1] != channels:
             raise ValueError(f'{name}: expected {channels} channels, got {feature.shape[1]}')
-    if guide.device != x.device:
-        raise ValueError(f'guide: expected device {x.device} like x, got {guide.device}')
-    if guide.dtype != x.dtype and not autocast_is_on(x):
-        raise TypeError(f'guide: expected {x.dtype} like x, got {guide.dtype}')
-    if guide.shape[0] != x.shape[0]:
-        raise ValueError(f'guide: expected batch size {x.shape[0]} like x, got {guide.shape[0]}')
+    check_alike('guide', guide, 'x', x, same_dtype=not autocast_is_on(x))
     check_sizes('guide', guide, 'x', x)

@@ -10,7 +10,7 @@ from ..ops import point_affiliation
 from ..ops.checks import check_choice, check_kernel_size, check_temperature
 from ..ops.normalization import NORMALIZATIONS
 from ..ops.window import BORDERS, upsample_parent
-from .checks import check_channels, check_features
+from .checks import check_features, check_positive_int
 
 SIMILARITIES = ('inner', 'bilinear', 'plain', 'gated')
 SELF_INPUTS = ('normalized', 'raw')
@@ -86,9 +86,9 @@ class SAPA(BaseModule):
     ):
         super().__init__(init_cfg)
         guide_channels = in_channels if guide_channels is None else guide_channels
-        check_channels('in_channels', in_channels)
-        check_channels('guide_channels', guide_channels)
-        check_channels('embed_dims', embed_dims)
+        check_positive_int('in_channels', in_channels)
+        check_positive_int('guide_channels', guide_channels)
+        check_positive_int('embed_dims', embed_dims)
         check_choice('similarity', similarity, SIMILARITIES)
         check_kernel_size(kernel_size)
         check_choice('normalization', normalization, NORMALIZATIONS)
