@@ -1,11 +1,29 @@
+import os
 import random
 
 import numpy as np
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    # Triton reads it when it is imported: without a GPU its kernels can only be interpreted.
+    os.environ['TRITON_INTERPRET'] = '1'
+
 # The tensors are small: on busy cores threads cost ten times what they save.
 torch.set_num_threads(1)
+
+# All of its tests need a GPU; what can run elsewhere is in its neighbours.
+collect_ignore = [] if torch.cuda.is_available() else ['kernels/test_gpu.py']
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        '--kernel-cases',
+        type=int,
+        default=500,
+        metavar='N',
+        help='random cases of the sweep of the kernels (default: %(default)s)',
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -30,12 +48,18 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(was_enabled, warn_only=was_warning)
 
 
-@pytest.fixture(
-    params=[
-        'cpu',
-        *([pytest.param('cuda', marks=pytest.mark.gpu)] if torch.cuda.is_available() else []),
-    ]
-)
+def _cuda() -> list:
+    """The parameter 'cuda', marked, where there is such a device."""
+    return [pytest.param('cuda', marks=pytest.mark.gpu)] if torch.cuda.is_available() else []
+
+
+@pytest.fixture(params=['cpu', *_cuda()])
 def device(request) -> str:
     """Every device that is there: each with its default backend."""
+    return request.param
+
+
+@pytest.fixture(params=_cuda() or ['cpu'])
+def kernel_device(request) -> str:
+    """Where the Triton kernels run: compiled on the GPU, without one interpreted on the CPU."""
     return request.param

@@ -17,6 +17,8 @@ TOLERANCES = {
 }
 
 DTYPES = tuple(TOLERANCES)
+#: float64 goes to the PyTorch backend by rule.
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NORMALIZATIONS = ('softmax', 'sigmoid', 'relu', 'softplus', 'none')
 BORDERS = ('zero', 'mask', 'replicate')
 LAYOUTS = ('contiguous', 'channels_last', 'sliced', 'transposed', 'expanded')
@@ -60,9 +62,12 @@ def make_tensor(
     dtype: torch.dtype = torch.float32,
     layout: str = 'contiguous',
     scale: float = 1.0,
+    mean: float = 0.0,
     device: str = 'cpu',
 ) -> Tensor:
     """A normally distributed tensor (N, C, H, W) that lies in memory as ``layout`` says.
+
+    ``scale`` multiplies all of it, the ``mean`` included.
 
     The memory around a 'sliced' one is NaN, so that a read outside of it shows.
     """
@@ -70,7 +75,8 @@ def make_tensor(
     if layout == 'expanded':
         shape = (1, c, 1, w)
     # Drawn in float64, so that one seed gives one input whatever the dtype.
-    data = (scale * torch.randn(shape, dtype=torch.float64)).to(device=device, dtype=dtype)
+    data = scale * (torch.randn(shape, dtype=torch.float64) + mean)
+    data = data.to(device=device, dtype=dtype)
     if layout == 'contiguous':
         return data
     if layout == 'channels_last':
@@ -97,10 +103,12 @@ def affiliation_inputs(sizes: Sizes, **kwargs) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def assembly_inputs(sizes: Sizes, kernel_size: int, **kwargs) -> tuple[Tensor, Tensor]:
+def assembly_inputs(
+    sizes: Sizes, kernel_size: int, groups: int = 1, **kwargs
+) -> tuple[Tensor, Tensor]:
     """Weights of either sign and value."""
     return (
-        make_tensor(sizes.n, kernel_size**2, *sizes.high, **kwargs),
+        make_tensor(sizes.n, groups * kernel_size**2, *sizes.high, **kwargs),
         make_tensor(sizes.n, sizes.c, *sizes.low, **kwargs),
     )
 
@@ -188,6 +196,8 @@ def check_against_reference(
     names: Sequence[str],
     *,
     floor: float = 0.0,
+    grad_layout: str = 'contiguous',
+    grad_scale: float = 1.0,
     **kwargs,
 ) -> None:
     """Hold the result and every gradient of ``function`` to those of ``reference`` in float64.
@@ -199,15 +209,23 @@ def check_against_reference(
             the second that of the low resolution.
         names: Names of the inputs, for the message.
         floor: See :func:`assert_close_to_reference`.
+        grad_layout: How the gradient of the result lies in memory, see :func:`make_tensor`.
+        grad_scale: Size of that gradient.
         **kwargs: Keyword arguments of both.
     """
     exact_inputs = [tensor.detach().double().cpu().contiguous() for tensor in inputs]
     with torch.no_grad():
         shape = reference(*exact_inputs, **kwargs).shape
     # Rounded to the dtype of the inputs, so that both see the same numbers.
-    grad = make_tensor(*shape, dtype=inputs[0].dtype)
-    actual = forward_and_gradients(function, inputs, grad.to(inputs[0].device), **kwargs)
-    expected = forward_and_gradients(reference, exact_inputs, grad.double(), **kwargs)
+    grad = make_tensor(
+        *shape,
+        dtype=inputs[0].dtype,
+        layout=grad_layout,
+        scale=grad_scale,
+        device=inputs[0].device,
+    )
+    actual = forward_and_gradients(function, inputs, grad, **kwargs)
+    expected = forward_and_gradients(reference, exact_inputs, grad.double().cpu(), **kwargs)
     low = inputs[1].shape[-2:]
     labels = ['output', *(f'gradient of {name}' for name in names)]
     for what, got, exact in zip(labels, actual, expected, strict=True):

@@ -3,7 +3,14 @@
 from . import reference
 from .affiliation import point_affiliation
 from .assembly import assemble
-from .dispatch import backend
+from .dispatch import backend, unavailable
 from .similarity import local_similarity
 
-__all__ = ['assemble', 'backend', 'local_similarity', 'point_affiliation', 'reference']
+__all__ = [
+    'assemble',
+    'backend',
+    'local_similarity',
+    'point_affiliation',
+    'reference',
+    'unavailable',
+]

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .dispatch import autocast, without_autocast
+from .dispatch import autocast, requested_backend, use_triton, without_autocast
 from .memory import prefer_huge_pages
-from .normalization import NORMALIZATIONS, normalize, normalize_backward
+from .normalization import NORMALIZATION_EPS, NORMALIZATIONS, normalize, normalize_backward
 from .window import BORDERS, Geometry, accumulation_dtype, empty_map
 
 
@@ -63,7 +63,8 @@ def point_affiliation(
     checks.check_choice('normalization', normalization, NORMALIZATIONS)
     checks.check_temperature(temperature)
     checks.check_choice('border', border, BORDERS)
-    return _forward(query, key, value, kernel_size, normalization, float(temperature), border)
+    options = (kernel_size, normalization, float(temperature), border, requested_backend())
+    return _forward(query, key, value, *options)
 
 
 @torch.library.custom_op('sapa_mm::point_affiliation', mutates_args=())
@@ -76,9 +77,17 @@ def _forward(
     normalization: str,
     temperature: float,
     border: str,
+    backend: str = 'auto',
 ) -> Tensor:
+    out = empty_map(value, value.shape[1], query.shape[2:])
+    if use_triton(backend, query, value, kernel_size):
+        from ..kernels import affiliation as kernels
+
+        options = (kernel_size, normalization, temperature, border, NORMALIZATION_EPS)
+        kernels.forward(query, key, value, out, *options)
+        return out
     geometry = Geometry(query, value, kernel_size, border)
-    out = prefer_huge_pages(empty_map(value, value.shape[1], query.shape[2:]))
+    prefer_huge_pages(out)
     for strip in geometry.strips(max(query.shape[1], value.shape[1])):
         q = geometry.load_pixels('query', query, strip)
         scores = geometry.correlate(q, geometry.load_window('key', key, strip), strip)
@@ -89,7 +98,7 @@ def _forward(
 
 
 @_forward.register_fake
-def _(query, key, value, kernel_size, normalization, temperature, border):
+def _(query, key, value, kernel_size, normalization, temperature, border, backend='auto'):
     return empty_map(value, value.shape[1], query.shape[2:])
 
 
@@ -104,10 +113,18 @@ def _backward(
     normalization: str,
     temperature: float,
     border: str,
+    backend: str = 'auto',
 ) -> tuple[Tensor, Tensor, Tensor]:
+    grad_query = torch.empty_like(query)
+    if use_triton(backend, query, value, kernel_size):
+        from ..kernels import affiliation as kernels
+
+        grads = grad_query, torch.empty_like(key), torch.empty_like(value)
+        options = (kernel_size, normalization, temperature, border, NORMALIZATION_EPS)
+        kernels.backward(grad, query, key, value, *grads, *options)
+        return grads
     geometry = Geometry(query, value, kernel_size, border)
     dtype = accumulation_dtype(value.dtype)
-    grad_query = torch.empty_like(query)
     grad_key = torch.zeros_like(key, dtype=dtype)
     grad_value = torch.zeros_like(value, dtype=dtype)
     for strip in geometry.strips(max(query.shape[1], value.shape[1])):
@@ -129,7 +146,7 @@ def _backward(
 
 
 @_backward.register_fake
-def _(grad, query, key, value, kernel_size, normalization, temperature, border):
+def _(grad, query, key, value, kernel_size, normalization, temperature, border, backend='auto'):
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
@@ -139,7 +156,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _autograd(ctx, grad):
-    return *_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
+    return *_backward(grad, *ctx.saved_tensors, *ctx.options), *[None] * 5
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

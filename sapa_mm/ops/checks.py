@@ -94,14 +94,20 @@ def check_value(value: Tensor, key: Tensor) -> None:
         )
 
 
-def check_weights(weights: Tensor, value: Tensor, kernel_size: int) -> None:
-    """Check weights (N, K*K, Hg, Wg) against value (N, C, H, W)."""
-    check_map('weights', weights, '(N, K*K, Hg, Wg)')
+def check_weights(weights: Tensor, value: Tensor, kernel_size: int, groups: object) -> None:
+    """Check weights (N, G*K*K, Hg, Wg) and the number of groups G against value (N, C, H, W)."""
+    check_map('weights', weights, '(N, G*K*K, Hg, Wg)')
     check_map('value', value, '(N, C, H, W)')
     check_alike('value', value, 'weights', weights)
-    if weights.shape[1] != kernel_size**2:
+    if isinstance(groups, bool) or not isinstance(groups, int):
+        raise TypeError(f'groups: expected a positive int, got {groups!r}')
+    if groups < 1 or value.shape[1] % groups:
         raise ValueError(
-            f'weights: expected {kernel_size**2} channels for kernel_size {kernel_size}, got '
-            f'{weights.shape[1]}'
+            f'groups: expected a divisor of the {value.shape[1]} channels of value, got {groups}'
+        )
+    if weights.shape[1] != groups * kernel_size**2:
+        raise ValueError(
+            f'weights: expected {groups * kernel_size**2} channels for kernel_size {kernel_size} '
+            f'and groups {groups}, got {weights.shape[1]}'
         )
     check_sizes('weights', weights, 'value', value)

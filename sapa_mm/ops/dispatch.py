@@ -1,37 +1,107 @@
-"""Which backend runs an operator, and how operators behave under autocast."""
+"""Which backend runs an operator, and how operators behave under autocast.
+
+By default a GPU's tensors go to the Triton kernels, where these can take them, and all others to
+the PyTorch code. `unavailable` has the rules and says which of them stands in the way.
+"""
 
 import contextlib
 import functools
+import importlib.util
+import os
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from .checks import check_choice
+from .checks import check_choice, check_kernel_size
 
 BACKENDS = ('torch', 'triton')
 
+# What the kernels are made for. Beyond, a window or a cell would not fit into a program's tile.
+TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+TRITON_MAX_KERNEL_SIZE = 9
+TRITON_MAX_RATIO = 8
+TRITON_MIN_VERSION = (3, 3)
+# The first NVIDIA architecture with matrix units for every dtype above.
+CUDA_MIN_CAPABILITY = (8, 0)
 
-def unavailable(name: str) -> str | None:
-    """Why a backend cannot run here, or None if it can.
+_forced: str | None = None
+
+
+@functools.cache
+def _triton_unusable() -> str | None:
+    """Why Triton cannot be used at all, or None."""
+    if importlib.util.find_spec('triton') is None:
+        return 'Triton is not installed (pip install triton)'
+    import triton
+
+    version = tuple(int(part) for part in triton.__version__.split('.')[:2])
+    if version < TRITON_MIN_VERSION:
+        wanted = '.'.join(map(str, TRITON_MIN_VERSION))
+        return f'it needs Triton {wanted} or newer, not {triton.__version__}'
+    return None
+
+
+@functools.cache
+def _device_unusable(device: torch.device) -> str | None:
+    """Why the kernels cannot run on tensors of a device, or None."""
+    if device.type == 'cuda':
+        capability = torch.cuda.get_device_capability(device)
+        if torch.version.hip is None and capability < CUDA_MIN_CAPABILITY:
+            wanted, found = ('.'.join(map(str, x)) for x in (CUDA_MIN_CAPABILITY, capability))
+            return f'it needs compute capability {wanted} or newer, the GPU has {found}'
+        return None
+    if device.type == 'cpu' and os.environ.get('TRITON_INTERPRET') == '1':
+        return None
+    return (
+        f'it needs tensors on a GPU, not on {device}, or the interpreter, which TRITON_INTERPRET=1 '
+        'in the environment turns on'
+    )
+
+
+def unavailable(name: str, *tensors: Tensor, kernel_size: int = 1) -> str | None:
+    """Why a backend cannot run here, or cannot take a call, or None if it can.
 
     Args:
-        name: ``'torch'`` or ``'triton'``.
+        name: ``'torch'``, which takes everything, or ``'triton'``.
+        *tensors: Those of a call to an operator in its order, of which the first and the last are
+            looked at. Default: only whether the backend can run at all.
+        kernel_size: That of the call.
 
     Raises:
-        ValueError: Unknown name.
+        TypeError: ``kernel_size`` is not an int.
+        ValueError: Unknown name, or an even ``kernel_size``.
     """
     check_choice('name', name, BACKENDS)
-    if name == 'triton':
-        return 'this version of sapa_mm.kernels holds no Triton kernels yet'
+    check_kernel_size(kernel_size)
+    if name == 'torch':
+        return None
+    if tensors:
+        device = tensors[0].device
+    else:
+        device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    reason = _triton_unusable() or _device_unusable(device)
+    if reason or not tensors:
+        return reason
+    high, low = tensors[0], tensors[-1]
+    if low.dtype not in TRITON_DTYPES:
+        return (
+            f'it takes float16, bfloat16 and float32, not {str(low.dtype).removeprefix("torch.")}'
+        )
+    if kernel_size > TRITON_MAX_KERNEL_SIZE:
+        return f'it takes a kernel_size of at most {TRITON_MAX_KERNEL_SIZE}, not {kernel_size}'
+    if any(a > TRITON_MAX_RATIO * b for a, b in zip(high.shape[2:], low.shape[2:], strict=True)):
+        sizes = ' to '.join(f'{tuple(x.shape[2:])}' for x in (low, high))
+        return f'it takes ratios of at most {TRITON_MAX_RATIO}, not {sizes}'
     return None
 
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Force the backend of the operators called inside the context.
+    """Force the backend of the operators called inside the context, in all threads.
 
-    By default operators choose the fastest that can run; for now that is always ``'torch'``.
+    The backward of such a call uses that backend too, wherever it runs. A call that the backend
+    cannot take raises RuntimeError; `unavailable` tells beforehand.
 
     Args:
         name: ``'torch'`` or ``'triton'``.
@@ -40,10 +110,40 @@ def backend(name: str) -> Iterator[None]:
         ValueError: Unknown name.
         RuntimeError: The backend cannot run here; the message says why.
     """
+    global _forced
     reason = unavailable(name)
     if reason:
         raise RuntimeError(f'the {name} backend cannot run: {reason}')
-    yield
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def requested_backend() -> str:
+    """What `backend` forces at this moment, or ``'auto'``: the last argument of every operator."""
+    return _forced or 'auto'
+
+
+def use_triton(requested: str, high: Tensor, low: Tensor, kernel_size: int) -> bool:
+    """Whether a call goes to the Triton kernels.
+
+    Args:
+        requested: What `requested_backend` gave when the operator was called.
+        high: The call's first tensor.
+        low: Its last.
+        kernel_size: Its window size.
+
+    Raises:
+        RuntimeError: Triton was forced and cannot take the call; the message says why.
+    """
+    if requested == 'torch' or (requested == 'auto' and not low.is_cuda):
+        return False
+    reason = unavailable('triton', high, low, kernel_size=kernel_size)
+    if reason and requested == 'triton':
+        raise RuntimeError(f'the triton backend cannot run: {reason}')
+    return reason is None
 
 
 def without_autocast(function: Callable) -> Callable:

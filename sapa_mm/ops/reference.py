@@ -163,7 +163,7 @@ def local_similarity(
     return (query[:, :, None] * keys).sum(dim=1) / temperature
 
 
-def assemble(weights: Tensor, value: Tensor, *, kernel_size: int = 5) -> Tensor:
+def assemble(weights: Tensor, value: Tensor, *, kernel_size: int = 5, groups: int = 1) -> Tensor:
     r"""Weighted sum over every output pixel's window (SAPA, Lu et al., NeurIPS 2022).
 
     .. math:: o_{l'} = \textstyle\sum_p w_{l', p} v_{l+p}
@@ -171,13 +171,20 @@ def assemble(weights: Tensor, value: Tensor, *, kernel_size: int = 5) -> Tensor:
     with l the parent of l' and p an offset, as in :func:`point_affiliation`.
 
     Args:
-        weights: Weights (N, K*K, Hg, Wg), window positions row-major.
+        weights: Weights (N, G*K*K, Hg, Wg), group by group, window positions row-major.
         value: Low-resolution feature (N, C, H, W), H <= Hg and W <= Wg; 0 outside the image.
         kernel_size: Side K of the window, odd. Default: 5.
+        groups: G, blocks of consecutive channels of ``value`` with weights of their own.
+            Default: 1.
 
     Returns:
         The upsampled feature (N, C, Hg, Wg).
     """
     values, inside = _gather_windows(value, (weights.shape[2], weights.shape[3]), kernel_size)
     values = torch.where(inside, values, 0)
-    return (weights[:, None] * values).sum(dim=2)
+    group = value.shape[1] // groups
+    results = []
+    for g in range(groups):
+        own = weights[:, g * kernel_size**2 : (g + 1) * kernel_size**2]
+        results.append((own[:, None] * values[:, g * group : (g + 1) * group]).sum(dim=2))
+    return torch.cat(results, dim=1)

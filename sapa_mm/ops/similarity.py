@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .dispatch import autocast, without_autocast
+from .dispatch import autocast, requested_backend, use_triton, without_autocast
 from .window import Geometry, accumulation_dtype, empty_map
 
 
@@ -39,14 +39,21 @@ def local_similarity(
     checks.check_pair(query, key)
     checks.check_kernel_size(kernel_size)
     checks.check_temperature(temperature)
-    return _forward(query, key, kernel_size, float(temperature))
+    return _forward(query, key, kernel_size, float(temperature), requested_backend())
 
 
 @torch.library.custom_op('sapa_mm::local_similarity', mutates_args=())
 @without_autocast
-def _forward(query: Tensor, key: Tensor, kernel_size: int, temperature: float) -> Tensor:
-    geometry = Geometry(query, key, kernel_size)
+def _forward(
+    query: Tensor, key: Tensor, kernel_size: int, temperature: float, backend: str = 'auto'
+) -> Tensor:
     out = empty_map(query, kernel_size**2, query.shape[2:])
+    if use_triton(backend, query, key, kernel_size):
+        from ..kernels import similarity as kernels
+
+        kernels.forward(query, key, out, kernel_size, factor=1 / temperature)
+        return out
+    geometry = Geometry(query, key, kernel_size)
     for strip in geometry.strips(query.shape[1]):
         q = geometry.load_pixels('query', query, strip)
         scores = geometry.correlate(q, geometry.load_window('key', key, strip), strip)
@@ -55,17 +62,29 @@ def _forward(query: Tensor, key: Tensor, kernel_size: int, temperature: float) -
 
 
 @_forward.register_fake
-def _(query, key, kernel_size, temperature):
+def _(query, key, kernel_size, temperature, backend='auto'):
     return empty_map(query, kernel_size**2, query.shape[2:])
 
 
 @torch.library.custom_op('sapa_mm::local_similarity_backward', mutates_args=())
 @without_autocast
 def _backward(
-    grad: Tensor, query: Tensor, key: Tensor, kernel_size: int, temperature: float
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    kernel_size: int,
+    temperature: float,
+    backend: str = 'auto',
 ) -> tuple[Tensor, Tensor]:
-    geometry = Geometry(query, key, kernel_size)
     grad_query = torch.empty_like(query)
+    if use_triton(backend, query, key, kernel_size):
+        from ..kernels import assembly as kernels
+
+        grad_key, factor = torch.empty_like(key), 1 / temperature
+        kernels.forward(grad, key, grad_query, kernel_size, factor=factor)
+        kernels.backward(grad, query, grad_key, kernel_size, factor=factor)
+        return grad_query, grad_key
+    geometry = Geometry(query, key, kernel_size)
     grad_key = torch.zeros_like(key, dtype=accumulation_dtype(key.dtype))
     for strip in geometry.strips(query.shape[1]):
         grad_scores = geometry.load_weights(grad, strip) / temperature
@@ -77,7 +96,7 @@ def _backward(
 
 
 @_backward.register_fake
-def _(grad, query, key, kernel_size, temperature):
+def _(grad, query, key, kernel_size, temperature, backend='auto'):
     return torch.empty_like(query), torch.empty_like(key)
 
 
@@ -87,7 +106,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _autograd(ctx, grad):
-    return *_backward(grad, *ctx.saved_tensors, *ctx.options), None, None
+    return *_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

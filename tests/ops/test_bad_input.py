@@ -170,6 +170,15 @@ def test_weights_do_not_fit_a_given_kernel_size():
     check_refused('assemble', 'weights', '9', '25', error=ValueError, kernel_size=3)
 
 
+@pytest.mark.parametrize('wrong', [0, -1, 2, 3, 10, 1.0, '1', None, True])
+def test_groups(wrong):
+    check_refused('assemble', 'groups', groups=wrong)
+
+
+def test_weights_are_those_of_fewer_groups():
+    check_refused('assemble', 'weights', '125', '25', error=ValueError, groups=5)
+
+
 @each_op
 def test_mixed_dtypes_are_refused_after_autocast(op):
     """Autocast lets dtypes mix; the leave ends with its block."""
