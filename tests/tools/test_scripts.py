@@ -17,7 +17,7 @@ def bash(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize('script', ['quickstart.sh', 'test.sh'])
+@pytest.mark.parametrize('script', ['quickstart.sh', 'test.sh', 'gpu_check.sh'])
 def test_help_does_nothing_but_explain(script):
     result = bash(str(TOOLS / script), '--help')
     assert result.returncode == 0
@@ -52,3 +52,9 @@ def test_an_active_environment_is_used_as_it_is(tmp_path):
     assert 'mmcv==' not in told
     assert '-e .[seg]' in told
     assert not (tmp_path / '.venv').exists()
+
+
+def test_gpu_check_says_what_is_missing(tmp_path):
+    result = bash(str(TOOLS / 'gpu_check.sh'), str(tmp_path), CUDA_VISIBLE_DEVICES='')
+    assert result.returncode == 1
+    assert 'sees no GPU' in result.stderr
