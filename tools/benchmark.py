@@ -1,72 +1,124 @@
 #!/usr/bin/env python
-"""Time point affiliation against the unfold formula and bilinear interpolation.
+"""Time point affiliation against what else computes it, and against plainer upsampling.
 
 Every candidate is checked against the float64 reference first, and what fails is not timed. All
 candidates of a shape take turns in one process, so that ratios hold where the machine's speed
 drifts: a ratio is the median over the rounds of that round's ratio, a time the median of the
-rounds. Every call gets its large tensors fresh from the system, so that no candidate profits from
-the pages of the one before. Extra memory is the peak that a call allocates through torch, less its
-results. Needs torch alone.
+rounds. On a CPU every call gets its large tensors fresh from the system, so that no candidate
+profits from the pages of the one before. On a GPU every round draws new inputs, the L2 cache is
+flushed before each call, and the device has enough to do meanwhile for the call's launches to be
+queued: the time is the device's, that of launching is noted in the JSON. Extra memory is the peak
+that a call allocates through torch, less its results.
+
+Bandwidth counts the fewest bytes a call can move. Forward: read query, key and value once, write
+the output once. Backward: read the output's gradient and the three inputs, write three gradients.
+(For the other candidates likewise, with their own inputs; bilinear's gradient needs no input.) It
+is given as a share of the bandwidth of a copy, read plus written, made in the same round.
+
+Needs torch alone. SAPA-B as a module needs mmengine, CARAFE mmcv with its operators, and a plot
+matplotlib.
 """
 
 import argparse
 import contextlib
 import ctypes
-import datetime
-import json
+import dataclasses
 import os
-import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler's start and stop are no news
 
 import torch
+from benchmark_candidates import (
+    BILINEAR,
+    COMPILE_MODES,
+    OURS,
+    PASSES,
+    Candidate,
+    Check,
+    Shape,
+    candidates,
+    reason_of,
+)
+from benchmark_report import (
+    environment,
+    plot_problem,
+    print_table,
+    print_totals,
+    summarize,
+    write_json,
+    write_plot,
+)
 from torch import Tensor
-from torch.nn import functional as F
-
-import sapa_mm
-from sapa_mm.ops import point_affiliation, reference
 
 # Allowed max|error| / max|reference| before a candidate is timed.
 TOLERANCE = {'float32': 1e-5, 'float16': 4e-3, 'bfloat16': 3e-2}
 LAYOUTS = {'nchw': torch.contiguous_format, 'channels_last': torch.channels_last}
-CHECKED_CHANNELS = 16
+PRESETS = ('fpn', 'segformer', 'dysample', 'large', 'small')
+OWN = ('batch', 'size', 'ratio', 'embed', 'channels', 'kernel_size')
 # glibc's name for the size from which memory comes from the system and goes back to it.
 M_MMAP_THRESHOLD = -3
 LARGE_BYTES = 2**24
-PASSES = ('forward', 'forward+backward')
-
-Candidate = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def unfold_einsum(query: Tensor, key: Tensor, value: Tensor, kernel_size: int) -> Tensor:
-    """The usual formula: K*K copies of key and value, and two einsums. Integer ratios only."""
-    (n, d, high_h, high_w), (_, c, h, w) = query.shape, value.shape
-    window, padding = kernel_size**2, kernel_size // 2
-    keys = F.unfold(key, kernel_size, padding=padding).view(n, d, window, h, w)
-    cells = query.reshape(n, d, h, high_h // h, w, high_w // w)
-    weights = torch.einsum('ndhawb,ndphw->nphawb', cells, keys).softmax(1)
-    values = F.unfold(value, kernel_size, padding=padding).view(n, c, window, h, w)
-    out = torch.einsum('nphawb,ncphw->nchawb', weights, values)
-    return out.reshape(n, c, high_h, high_w)
+CPU_CACHE_BYTES = 2**25
+HEAD_START_CYCLES = 4_000_000  # about two milliseconds
 
 
-def candidates(kernel_size: int) -> dict[str, Candidate]:
-    """What is compared, by name; the first is ours."""
+def cache_bytes(device: torch.device) -> int:
+    """Size of the last cache that torch knows of; on a CPU, one that is large for a CPU."""
+    if device.type != 'cuda':
+        return CPU_CACHE_BYTES
+    return torch.cuda.get_device_properties(device).L2_cache_size
 
-    def ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return point_affiliation(query, key, value, kernel_size=kernel_size)
 
-    def unfold(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return unfold_einsum(query, key, value, kernel_size)
+def preset(name: str, device: torch.device) -> list[Shape]:
+    """Shapes by the name of their preset.
 
-    def bilinear(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return F.interpolate(value, query.shape[2:], mode='bilinear', align_corners=False)
+    Args:
+        name: ``'fpn'``: the four levels of a detector's FPN at 800 x 1216, two images, as one GPU
+            gets them in mmdetection's configs. ``'segformer'``: the six steps of SegFormer's head
+            at 512 x 512, which have three sizes. ``'dysample'``: the size of Figure 1 of DySample
+            (Liu et al., ICCV 2023). ``'large'``: a float16 output of at least four times the last
+            cache. ``'small'``: for a CPU.
+        device: To fit ``'large'`` to.
+    """
+    if name == 'fpn':
+        sizes = [(200, 304), (100, 152), (50, 76), (25, 38)]
+        return [Shape(f'fpn {h}x{w}', 2, h, w) for h, w in sizes]
+    if name == 'segformer':
+        steps = {16: ('c4_c3',), 32: ('c4_c2', 'c3_c2'), 64: ('c4_c1', 'c3_c1', 'c2_c1')}
+        return [Shape(f'segformer {n}x{n}', 16, n, n, steps=steps[n]) for n in steps]
+    if name == 'dysample':
+        return [Shape('dysample 120x120', 1, 120, 120)]
+    if name == 'large':
+        image_bytes = 256 * 512 * 512 * 2
+        return [Shape('large 256x256', -(-4 * cache_bytes(device) // image_bytes), 256, 256)]
+    return [Shape('small 64x64', 2, 64, 64)]
 
-    return {'sapa_mm': ours, 'unfold+einsum': unfold, 'bilinear': bilinear}
+
+def draw(
+    shape: Shape, names: set[str], dtype: torch.dtype, layout: str, device: torch.device
+) -> dict[str, Tensor]:
+    """Draw the named tensors and the gradient of the result (``'out'``)."""
+    sizes = shape.sizes()
+    options = {'dtype': dtype, 'device': device, 'memory_format': LAYOUTS[layout]}
+    tensors = {name: torch.empty(sizes[name], **options) for name in sorted(names | {'out'})}
+    refill(tensors)
+    return tensors
+
+
+def refill(tensors: dict[str, Tensor]) -> None:
+    """Fill with fresh normal numbers; scores have variance 1, and weights are positive, sum 1.
+
+    With larger scores the check would be one of how a candidate rounds them in half precision.
+    """
+    for name, tensor in tensors.items():
+        tensor.normal_(0, tensor.shape[1] ** -0.5 if name == 'query' else 1)
+        if name == 'weights':
+            tensor.copy_(tensor.float().softmax(1))
 
 
 def start_alike() -> None:
@@ -84,28 +136,58 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def run(function: Candidate, inputs: list[Tensor], grad: Tensor | None) -> list[Tensor]:
-    """One call, forward or (with ``grad``) forward and backward; its results."""
-    if grad is None:
-        with torch.no_grad():
-            return [function(*inputs)]
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    out = function(*leaves)
-    grads = torch.autograd.grad(out, leaves, grad, allow_unused=True)
-    return [out.detach(), *(g for g in grads if g is not None)]
+class Stopwatch:
+    """Times calls and a copy on a device.
+
+    Args:
+        device: Which.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        cache = cache_bytes(device)
+        self.source = torch.empty(max(4 * cache, 2**27), dtype=torch.uint8, device=device).random_()
+        self.target = torch.empty_like(self.source)
+        self.flushed = torch.zeros(
+            2 * cache if device.type == 'cuda' else 0, device=device, dtype=torch.int8
+        )
+
+    def seconds(self, call: Callable[[], object]) -> tuple[float, float]:
+        """Time one call: seconds of the device, and seconds until it has been launched."""
+        if self.device.type != 'cuda':
+            start_alike()
+            start = time.perf_counter()
+            call()
+            return (time.perf_counter() - start,) * 2
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(HEAD_START_CYCLES)
+        self.flushed.add_(1)
+        self.flushed.sum()  # so that the call need not write back what the line above left
+        begin.record()
+        start = time.perf_counter()
+        call()
+        launched = time.perf_counter() - start
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3, launched
+
+    def copy_bandwidth(self) -> float:
+        """Bytes per second, read and written, of a copy of several times the cache."""
+        seconds, _ = self.seconds(lambda: self.target.copy_(self.source))
+        return 2 * self.source.nbytes / seconds
 
 
-def extra_memory(function: Candidate, inputs: list[Tensor], grad: Tensor | None) -> int:
+def extra_memory(candidate: Candidate, tensors: dict[str, Tensor], grad: Tensor | None) -> int:
     """Peak bytes that a call allocates beyond its results."""
-    device = inputs[0].device
+    device = tensors['out'].device
     if device.type == 'cuda':
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        results = run(function, inputs, grad)
+        results = candidate.run(tensors, grad)
         peak = torch.cuda.max_memory_allocated(device) - before
     else:
         with torch.profiler.profile(profile_memory=True) as profile:
-            results = run(function, inputs, grad)
+            results = candidate.run(tensors, grad)
         events = [e for e in profile.profiler.kineto_results.events() if e.name() == '[memory]']
         level = peak = 0
         for event in sorted(events, key=lambda e: e.start_ns()):
@@ -114,157 +196,268 @@ def extra_memory(function: Candidate, inputs: list[Tensor], grad: Tensor | None)
     return peak - sum(x.nbytes for x in results)
 
 
-def check(
-    name: str, function: Candidate, inputs: list[Tensor], grad: Tensor, kernel_size: int
-) -> float:
-    """Worst max|error| / max|reference| of the result and the gradients in the first channels.
+def first_calls(
+    contenders: Sequence[Candidate], tensors: dict[str, Tensor], check: Check, rows: dict[str, dict]
+) -> None:
+    """Call every candidate for the first time, forward and with backward, and check its results.
 
-    The gradient is zero elsewhere, so that the float64 reference fits into memory.
-
-    Raises:
-        SystemExit: Beyond the tolerance.
+    Args:
+        contenders: The candidates.
+        tensors: By name.
+        check: Of these tensors.
+        rows: By candidate; gets ``'first_call_s'``, ``'error'``, and for what is not to be timed
+            the reason: ``'not_timed'``, and ``'refused'`` where it is a wrong result.
     """
-    part = min(CHECKED_CHANNELS, inputs[2].shape[1])
-    grad = grad.clone(memory_format=torch.preserve_format)
-    grad[1:], grad[:, part:] = 0, 0
-    got = run(function, inputs, grad)
-    got = [got[0][:1, :part], got[1][:1], got[2][:1], got[3][:1, :part]]
-    query, key, value = (x[:1].double() for x in inputs)
+    device = tensors['out'].device
+    limit = TOLERANCE[str(tensors['out'].dtype).removeprefix('torch.')]
+    for candidate in contenders:
+        row = rows[candidate.name]
+        reason, refused = candidate.reason, False
+        for label, grad in zip(PASSES, (None, check.grad), strict=True):
+            if not reason:
+                try:
+                    synchronize(device)
+                    start = time.perf_counter()
+                    got = candidate.run(tensors, grad)
+                    synchronize(device)
+                    row['first_call_s'][label] = time.perf_counter() - start
+                    if candidate.exact:
+                        error = check.error(candidate, got)
+                        row['error'] = max(row.get('error', 0), error)
+                        if not error <= limit:
+                            reason, refused = f'its error {error:.1e} exceeds {limit:.0e}', True
+                            row['error'] = error
+                except Exception as error:  # of whatever kind: no rival ends the benchmark
+                    reason = reason_of(error)
+                got = None
+            if reason:
+                row[label] = {'not_timed': reason, 'refused': refused}
+        if refused:
+            row['forward'] = row['forward+backward']
 
-    def exact(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return reference.point_affiliation(query, key, value, kernel_size=kernel_size)
 
-    expected = run(exact, [query, key, value[:, :part]], grad[:1, :part].double())
-    worst = max(
-        float((a.double() - b).abs().max() / b.abs().max())
-        for a, b in zip(got, expected, strict=True)
-    )
-    dtype = str(inputs[0].dtype).removeprefix('torch.')
-    if not worst <= TOLERANCE[dtype]:
-        sys.exit(f'{name} is not timed: its error {worst:.1e} exceeds {TOLERANCE[dtype]:.0e}')
-    return worst
+def time_passes(
+    contenders: Sequence[Candidate],
+    tensors: dict[str, Tensor],
+    shape: Shape,
+    rounds: int,
+    watch: Stopwatch,
+    rows: dict[str, dict],
+) -> None:
+    """Time what may be timed.
 
-
-def measure(options: argparse.Namespace, dtype: str, layout: str) -> list[dict]:
-    """Check and time all candidates at one dtype and layout; a row for each."""
-    n, d, c, (h, w), s = options.batch, options.embed, options.channels, options.size, options.ratio
-    torch.manual_seed(0)
-    sizes = [(n, d, h * s, w * s), (n, d, h, w), (n, c, h, w), (n, c, h * s, w * s)]
-    *inputs, grad = (
-        torch.randn(size, device=options.device)
-        .to(getattr(torch, dtype))
-        .contiguous(memory_format=LAYOUTS[layout])
-        for size in sizes
-    )
-    functions = candidates(options.kernel_size)
-    rows = {name: {'candidate': name, 'dtype': dtype, 'layout': layout} for name in functions}
-    for name, function in functions.items():
-        if name != 'bilinear':
-            rows[name]['error'] = check(name, function, inputs, grad, options.kernel_size)
+    Args:
+        contenders: The candidates.
+        tensors: By name.
+        shape: The sizes.
+        rounds: Timed rounds.
+        watch: Times them.
+        rows: By candidate; gets what is measured under the name of the pass.
+    """
     for label in PASSES:
-        g = None if label == 'forward' else grad
-        times = {name: [] for name in functions}
-        for i in range(options.rounds + 1):
-            for name, function in functions.items():
-                start_alike()
-                synchronize(inputs[0].device)
-                start = time.perf_counter()
-                run(function, inputs, g)
-                synchronize(inputs[0].device)
-                if i:  # the first round warms up
-                    times[name].append(time.perf_counter() - start)
-        ours = times['sapa_mm']
-        for name, row in rows.items():
-            ratios = [t / o for t, o in zip(times[name], ours, strict=True)]
-            row[label] = {
-                'ms': 1e3 * statistics.median(times[name]),
-                'ms_min_max': [1e3 * min(times[name]), 1e3 * max(times[name])],
-                'time_over_sapa_mm': statistics.median(ratios),
-                'extra_bytes': extra_memory(functions[name], inputs, g),
-            }
+        grad = None if label == 'forward' else tensors['out']
+        live = {c.name: c for c in contenders if label not in rows[c.name]}
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in live}
+        copies = []
+        for i in range(rounds + 1):
+            if watch.device.type == 'cuda':
+                refill(tensors)
+            bandwidth = watch.copy_bandwidth()
+            for name, candidate in list(live.items()):
+                try:
+                    seconds = watch.seconds(partial(candidate.run, tensors, grad))
+                    if not i:  # the first round warms up
+                        extra = extra_memory(candidate, tensors, grad)
+                        rows[name][label] = {'extra_bytes': extra}
+                except Exception as error:
+                    rows[name][label] = {'not_timed': reason_of(error), 'refused': False}
+                    del live[name]
+                    continue
+                if i:
+                    times[name].append(seconds)
+            if i:
+                copies.append(bandwidth)
+        for name, candidate in live.items():
+            rows[name][label] |= summarize(
+                candidate.least_bytes(shape, tensors['out'].itemsize, label),
+                times[name],
+                {base: times[base] for base in (OURS, BILINEAR) if base in live},
+                copies,
+            )
+
+
+def measure(
+    shape: Shape, dtype: str, layout: str, rounds: int, compilation: str, watch: Stopwatch
+) -> list[dict]:
+    """Check and time all candidates at one shape, dtype and layout; a row for each.
+
+    Args:
+        shape: The sizes.
+        dtype: Name in `TOLERANCE`.
+        layout: Name in `LAYOUTS`.
+        rounds: Timed rounds.
+        compilation: Name in `COMPILE_MODES`, or ``'off'``.
+        watch: Times them.
+    """
+    torch.manual_seed(0)
+    if compilation != 'off':
+        torch.compiler.reset()  # else torch takes new sizes for dynamic ones, and then gives up
+    contenders = candidates(shape, watch.device, getattr(torch, dtype), compilation)
+    names = {name for c in contenders if not c.reason for name in c.inputs}
+    tensors = draw(shape, names, getattr(torch, dtype), layout, watch.device)
+    common = {'shape': shape.name, 'dtype': dtype, 'layout': layout}
+    rows = {c.name: {**common, 'candidate': c.name, 'first_call_s': {}} for c in contenders}
+    first_calls(contenders, tensors, Check(shape, tensors), rows)
+    time_passes(contenders, tensors, shape, rounds, watch, rows)
     return list(rows.values())
-
-
-def environment(device: str) -> dict:
-    """Date, versions and device."""
-    if device.startswith('cuda'):
-        name = torch.cuda.get_device_name(device)
-    else:
-        lines = Path('/proc/cpuinfo').read_text().splitlines() if sys.platform == 'linux' else []
-        models = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
-        name = f'{models[0] if models else "CPU"}, {torch.get_num_threads()} threads'
-    return {
-        'date': datetime.date.today().isoformat(),
-        'device': name,
-        'torch': torch.__version__,
-        'sapa_mm': sapa_mm.__version__,
-    }
-
-
-def print_table(rows: list[dict]) -> None:
-    """Print a Markdown table: times, extra memory, and both as multiples of ours."""
-    head = ['dtype', 'layout', 'candidate', *PASSES]
-    print('| ' + ' | '.join(head) + ' |')
-    print('|' + ' --- |' * len(head))
-    for group in range(0, len(rows), len(candidates(1))):
-        ours = rows[group]
-        for row in rows[group : group + len(candidates(1))]:
-            cells = [row['dtype'], row['layout'], row['candidate']]
-            for label in PASSES:
-                r, base = row[label], max(ours[label]['extra_bytes'], 1)
-                cells.append(
-                    f'{r["ms"]:.1f} ms ({r["time_over_sapa_mm"]:.2f}x), '
-                    f'{r["extra_bytes"] / 2**20:.1f} MiB ({r["extra_bytes"] / base:.1f}x)'
-                )
-            print('| ' + ' | '.join(cells) + ' |')
 
 
 def positive(text: str) -> int:
     """Parse a positive int."""
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f'expected a positive int, got {text}')
     return value
 
 
-def main() -> None:
-    """Parse the options, measure, print, and write the JSON."""
+def odd(text: str) -> int:
+    """Parse an odd positive int."""
+    value = positive(text)
+    if value % 2 == 0:
+        raise argparse.ArgumentTypeError(f'expected an odd positive int, got {text}')
+    return value
+
+
+def usable_device(text: str) -> torch.device:
+    """Parse a CPU or CUDA device that is there."""
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        device = torch.device('meta')
+    if device.type not in ('cpu', 'cuda'):
+        raise argparse.ArgumentTypeError(f'expected cpu, cuda or cuda:N, got {text}')
+    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(
+            f'expected a device that is there, got {text} of {torch.cuda.device_count()} GPUs'
+        )
+    return device
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add('--batch', type=positive, default=2, help='N')
-    add('--size', type=positive, nargs=2, default=(64, 64), metavar=('H', 'W'), help='of the value')
-    add('--ratio', type=positive, default=2, help='upsampling ratio')
-    add('--embed', type=positive, default=32, help='channels D of query and key')
-    add('--channels', type=positive, default=256, help='channels C of the value')
-    add('--kernel-size', type=positive, default=5, help='window size K')
-    add('--dtypes', nargs='+', default=['float32'], choices=list(TOLERANCE), help='dtypes')
-    add('--layouts', nargs='+', default=list(LAYOUTS), choices=list(LAYOUTS), help='layouts')
-    add('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='where to run')
-    add('--threads', type=positive, default=None, help='CPU threads; torch chooses by itself')
-    add('--rounds', type=positive, default=9, help='timed rounds')
-    add('--json', type=Path, default=None, help='file to write the figures to')
-    options = parser.parse_args()
+    add(
+        '--shapes',
+        nargs='+',
+        choices=PRESETS,
+        help='named shapes (small on a CPU, all others on a GPU)',
+    )
+    own = parser.add_argument_group('a shape of your own, in place of --shapes')
+    own.add_argument('--batch', type=positive, help='N (2)')
+    own.add_argument(
+        '--size', type=positive, nargs=2, metavar=('H', 'W'), help='of the value (64 64)'
+    )
+    own.add_argument('--ratio', type=positive, help='upsampling ratio (2)')
+    own.add_argument('--embed', type=positive, help='channels D of query and key (32)')
+    own.add_argument('--channels', type=positive, help='channels C of the value (256)')
+    own.add_argument('--kernel-size', type=odd, help='window size K (5)')
+    dtypes, layouts = list(TOLERANCE), list(LAYOUTS)
+    add('--dtypes', nargs='+', choices=dtypes, help='dtypes (float32 on a CPU, all on a GPU)')
+    add('--layouts', nargs='+', default=layouts, choices=layouts, help='memory layouts (both)')
+    add('--device', type=usable_device, help='where to run (cuda where there is one, else cpu)')
+    add('--threads', type=positive, help='CPU threads (torch chooses)')
+    add('--rounds', type=positive, help='timed rounds (9 on a CPU, 25 on a GPU)')
+    add(
+        '--compile',
+        nargs='?',
+        const='default',
+        choices=['off', *COMPILE_MODES],
+        help='how torch.compile compiles the candidates that need it (off on a CPU, where it takes '
+        'a minute a dtype and layout; default on a GPU)',
+    )
+    add('--json', type=Path, help='file to write the figures to, after every shape')
+    add('--plot', type=Path, help='picture to write: times relative to bilinear interpolation')
+    return parser
+
+
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[Shape]]:
+    """Parse the options, fill in what depends on the device, and choose the shapes."""
+    parser = make_parser()
+    options = parser.parse_args(argv)
+    if options.device is None:
+        options.device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    on_gpu = options.device.type == 'cuda'
+    options.dtypes = options.dtypes or (list(TOLERANCE) if on_gpu else ['float32'])
+    options.rounds = options.rounds or (25 if on_gpu else 9)
+    options.compile = options.compile or ('default' if on_gpu else 'off')
+    for path in (options.json, options.plot):
+        if path and not path.parent.is_dir():
+            parser.error(f'expected a file in an existing folder, got {path}')
+    if options.plot and (problem := plot_problem(options.plot)):
+        parser.error(f'argument --plot: {problem}')
+    own = {name: getattr(options, name) for name in OWN if getattr(options, name) is not None}
+    if own and options.shapes:
+        option = '--' + next(iter(own)).replace('_', '-')
+        parser.error(f'argument {option}: not allowed with --shapes, whose sizes are fixed')
+    if own:
+        height, width = own.pop('size', (64, 64))
+        return options, [Shape('own', **{'batch': 2, 'height': height, 'width': width, **own})]
+    names = options.shapes or (PRESETS[:-1] if on_gpu else PRESETS[-1:])
+    return options, [shape for name in names for shape in preset(name, options.device)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, and write the JSON and the plot.
+
+    Returns:
+        Exit status: 1 if a candidate failed its check or ours could not run.
+    """
+    options, shapes = parse(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.device.type == 'cuda':
+        torch.cuda.set_device(options.device)
     info = environment(options.device)
     print(', '.join(f'{k} {v}' for k, v in info.items()))
-    n, d, c, (h, w), s = options.batch, options.embed, options.channels, options.size, options.ratio
     print(
-        f'query ({n}, {d}, {h * s}, {w * s}), key ({n}, {d}, {h}, {w}), '
-        f"value ({n}, {c}, {h}, {w}), K {options.kernel_size}; in brackets: times sapa_mm's\n"
+        f"In brackets: times {OURS}'s. of copy: bandwidth over the least bytes, as a share of a "
+        "copy's. x bilinear: times bilinear's.\n"
     )
-    rows = []
-    for dtype in options.dtypes:
-        for layout in options.layouts:
-            rows += measure(options, dtype, layout)
-    print_table(rows)
-    if options.json:
-        shape = dict(batch=n, size=[h, w], ratio=s, embed=d, channels=c, k=options.kernel_size)
-        record = {'environment': info, 'shape': shape, 'rows': rows}
-        options.json.write_text(json.dumps(record, indent=2) + '\n')
+    watch = Stopwatch(options.device)
+    kinds = [(dtype, layout) for dtype in options.dtypes for layout in options.layouts]
+    record = {'environment': info, 'shapes': [], 'rows': []}
+    for i, shape in enumerate(shapes):
+        print(shape, end='\n\n', flush=True)
+        rows = []
+        for j, (dtype, layout) in enumerate(kinds):
+            # A line, and no live display: that would run beside what is timed.
+            done = f'{i * len(kinds) + j + 1}/{len(shapes) * len(kinds)}'
+            print(f'[{done}] {shape.name} {dtype} {layout}', file=sys.stderr, flush=True)
+            rows += measure(shape, dtype, layout, options.rounds, options.compile, watch)
+        print_table(rows)
+        record['shapes'].append(dataclasses.asdict(shape))
+        record['rows'] += rows
+        if options.json:
+            write_json(options.json, record)
+    print_totals(shapes, record['rows'])
+    if options.plot:
+        write_plot(options.plot, info, record['rows'])
+    failed = False
+    for row in record['rows']:
+        problems = [p for p in (row[label] for label in PASSES) if 'not_timed' in p]
+        if problems and (problems[0]['refused'] or row['candidate'] == OURS):
+            failed = True
+            where = f'{row["shape"]}, {row["dtype"]}, {row["layout"]}'
+            reason = problems[0]['not_timed']
+            print(f'{row["candidate"]} is not timed: {reason} ({where})', file=sys.stderr)
+    return int(failed)
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())
