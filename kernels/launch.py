@@ -15,10 +15,19 @@ from .tuning import Problem, Table
 #: Where few tiles would leave multiprocessors idle, the channels of a tile are shared out among
 #: programs until there are this many for each.
 PROGRAMS_PER_PROCESSOR = 2
-#: In the interpreter: few, so that small tests meet tiles whose channels are shared out and others.
-INTERPRETED_PROCESSORS = 4
-#: Of a program, for the interpreter: what the smallest device has.
-INTERPRETED_SHARED_BYTES = 2**16
+
+
+class Device(NamedTuple):
+    """What a launch depends on."""
+
+    processors: int  # multiprocessors
+    shared_bytes: int  # of shared memory, of a program
+    warp_size: int = 32  # threads
+
+
+#: The interpreter's: few processors, so that small tests meet tiles whose channels are shared out
+#: and others, and the memory of the smallest device.
+INTERPRETER = Device(processors=4, shared_bytes=2**16)
 
 
 class Launch(NamedTuple):
@@ -43,7 +52,7 @@ class Launch(NamedTuple):
 
 class _Recorder(NamedTuple):
     launches: list[Launch]
-    shared_bytes: int
+    device: Device
     every_entry: bool
 
 
@@ -52,17 +61,17 @@ _chosen: dict[tuple, int] = {}
 
 
 @contextlib.contextmanager
-def record(shared_bytes: int, every_entry: bool = False) -> Iterator[list[Launch]]:
+def record(device: Device, every_entry: bool = False) -> Iterator[list[Launch]]:
     """Collect the launches inside the context, and run none.
 
     Works with tensors on the meta device. Not for several threads.
 
     Args:
-        shared_bytes: What a device gives a program.
+        device: What the launches are for.
         every_entry: Collect a launch for every entry of a table that fits. Default: the default.
     """
     global _recorder
-    _recorder = _Recorder([], shared_bytes, every_entry)
+    _recorder = _Recorder([], device, every_entry)
     try:
         yield _recorder.launches
     finally:
@@ -70,13 +79,16 @@ def record(shared_bytes: int, every_entry: bool = False) -> Iterator[list[Launch
 
 
 @functools.cache
-def _device_limits(device: torch.device) -> tuple[int, int]:
-    """Multiprocessors of a device, and bytes of shared memory of a program."""
+def _device(device: torch.device) -> Device:
     if device.type != 'cuda':
-        return INTERPRETED_PROCESSORS, INTERPRETED_SHARED_BYTES
+        return INTERPRETER
     index = torch.cuda.current_device() if device.index is None else device.index
     properties = triton.runtime.driver.active.utils.get_device_properties(index)
-    return properties['multiprocessor_count'], properties['max_shared_mem']
+    return Device(
+        properties['multiprocessor_count'],
+        properties['max_shared_mem'],
+        properties['warpSize'],
+    )
 
 
 def float32_precision() -> str:
@@ -145,7 +157,7 @@ def launch(
         PRECISION=precision,
         **(constants or {}),
     )
-    processors, shared_bytes = _device_limits(low.device)
+    device = _recorder.device if _recorder else _device(low.device)
 
     def prepare(entry: tuning.Entry, blocks: dict[str, int]) -> Launch:
         tiles_y = -(-(height + 2 * margin) // blocks['TILE_H'])
@@ -156,7 +168,7 @@ def launch(
             whole = -(-problem.channels // blocks['BLOCK_C'])
             splits = whole
             if not table.one_block:
-                splits = min(whole, -(-PROGRAMS_PER_PROCESSOR * processors // programs))
+                splits = min(whole, -(-PROGRAMS_PER_PROCESSOR * device.processors // programs))
             share = -(-whole // splits)
             splits = -(-whole // share)
             sizes |= dict(share=share * blocks['BLOCK_C'], splits=splits)
@@ -171,12 +183,11 @@ def launch(
             entry.num_stages,
         )
 
+    found = tuning.candidates(table, problem, device.shared_bytes, device.warp_size)
     if _recorder:
-        found = tuning.candidates(table, problem, _recorder.shared_bytes)
         found = found if _recorder.every_entry else found[:1]
         _recorder.launches.extend(prepare(*candidate) for candidate in found)
         return
-    found = tuning.candidates(table, problem, shared_bytes)
     with torch.cuda.device(low.device) if low.is_cuda else contextlib.nullcontext():
         best = 0
         if len(found) > 1 and tuning.autotuning(low.device):

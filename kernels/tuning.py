@@ -40,7 +40,10 @@ class Problem(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One choice: about how many rows a tile has, channels of a block, warps, pipeline stages."""
+    """One choice: about how many rows a tile has, channels of a block, warps, pipeline stages.
+
+    Warps of 32 threads; where a device's have 64, half as many are launched.
+    """
 
     rows: int
     block_c: int
@@ -72,7 +75,6 @@ def pixel_blocks(problem: Problem, entry: Entry, max_scores: int) -> dict[str, i
         The sizes, by the names of the kernel's constants.
     """
     (sy, sx), halo = problem.slots, 2 * problem.radius
-    block_m = max(entry.rows, power_of_2(sy * sx))
 
     def block_n(tile: tuple[int, int]) -> int:
         return power_of_2((tile[0] + halo) * (tile[1] + halo))
@@ -82,13 +84,19 @@ def pixel_blocks(problem: Problem, entry: Entry, max_scores: int) -> dict[str, i
         cells = tile[0] * tile[1]
         return block_n(tile) / cells, (tile[0] + halo) * (tile[1] + halo) / cells
 
-    tiles = _tiles(problem, block_m // (sy * sx))
-    tiles = [tile for tile in tiles if block_m * block_n(tile) <= max_scores] or [(1, 1)]
-    if entry.wide:
-        # Rows that fill a memory sector of 32 bytes, where a tile is that large.
-        sector = 32 // problem.dtype.itemsize
-        tiles = [tile for tile in tiles if tile[1] * sx >= sector] or tiles
-    tile = min(tiles, key=work)
+    least = power_of_2(sy * sx)
+    block_m = max(entry.rows, least)
+    while True:
+        tiles = _tiles(problem, block_m // (sy * sx))
+        tiles = [tile for tile in tiles if block_m * block_n(tile) <= max_scores] or [(1, 1)]
+        if entry.wide:
+            # Rows that fill a memory sector of 32 bytes, where a tile is that large.
+            sector = 32 // problem.dtype.itemsize
+            tiles = [tile for tile in tiles if tile[1] * sx >= sector] or tiles
+        tile = min(tiles, key=work)
+        if block_m == least or 2 * tile[0] * tile[1] * sy * sx >= block_m:
+            break
+        block_m //= 2  # of so many rows more than half would be empty
     blocks = dict(TILE_H=tile[0], TILE_W=tile[1], BLOCK_M=block_m, BLOCK_N=block_n(tile))
     return blocks | _channel_blocks(problem, entry)
 
@@ -157,14 +165,13 @@ FORWARD = Table(
 #: Affiliation, backward, and similarity, forward: scores are the result, so registers are scarcer.
 BACKWARD = Table(
     (
-        Entry(64, 64, 8, 2),  # two blocks of scores want the registers of 8 warps on sm_86
-        Entry(64, 64, 4, 2),  # elsewhere 4 warps wait less for each other
-        Entry(64, 64, 8, 2, wide=True),  # planes (NCHW): whole sectors of a pixel row
+        Entry(64, 64, 8, 2),  # two blocks of scores fill the registers of 4 warps
+        Entry(64, 64, 4, 2),  # where they fit, 4 warps wait less for each other
         Entry(32, 64, 4, 2),  # more programs for small maps
     ),
     pixel_blocks,
     float32=(Entry(32, 32, 4, 1),),  # as above, and half the scores
-    max_scores=2**13,
+    max_scores=2**12,
 )
 #: Assembly, backward.
 TRANSPOSE = Table(
@@ -195,24 +202,25 @@ def shared_bytes(blocks: dict[str, int], itemsize: int, num_stages: int) -> int:
 
 @functools.cache
 def candidates(
-    table: Table, problem: Problem, limit: int
+    table: Table, problem: Problem, shared: int, warp_size: int
 ) -> tuple[tuple[Entry, dict[str, int]], ...]:
     """The entries of a table that differ and fit, with their blocks; the default is the first.
 
     Args:
         table: The table.
         problem: The problem.
-        limit: Bytes of shared memory of a program.
+        shared: Bytes of shared memory of a program.
+        warp_size: Threads of a warp.
     """
     found = {}
     full = problem.dtype == torch.float32 and problem.precision == 'ieee'
     for entry in (full and table.float32) or table.entries:
         blocks = table.blocks(problem, entry, table.max_scores)
         warps = min(8, blocks['BLOCK_M'] * blocks['BLOCK_N'] // SCORES_PER_WARP)
-        entry = entry._replace(num_warps=max(entry.num_warps, warps))
-        options = (*blocks.values(), entry.num_warps, entry.num_stages)
-        fits = shared_bytes(blocks, problem.dtype.itemsize, entry.num_stages) <= limit
-        if fits or not found:
+        warps = max(entry.num_warps, warps) * 32 // warp_size
+        entry = entry._replace(num_warps=warps)
+        options = (*blocks.values(), warps, entry.num_stages)
+        if not found or shared_bytes(blocks, problem.dtype.itemsize, entry.num_stages) <= shared:
             found.setdefault(options, (entry, blocks))
     return tuple(found.values())
 

@@ -3,12 +3,13 @@
 
 Every entry of every tuning table is compiled for each target, in half precision with channels
 innermost and outermost, and the defaults in further dtypes, window sizes and ratios. A kernel fails
-that spills registers to memory, that takes more shared memory than the device gives a program, or
-that is in half precision and has no matrix instruction. Needs torch and triton.
+that spills registers to memory inside a loop, or more than a few outside (which NVIDIA's assembler
+does by itself where one more program then fits on a multiprocessor), that takes more shared memory
+than the device gives a program, or that is in half precision and has no matrix instruction. Needs
+torch and triton.
 """
 
 import argparse
-import collections
 import concurrent.futures
 import os
 import re
@@ -26,21 +27,23 @@ from triton.compiler import ASTSource
 from sapa_mm.kernels import affiliation, assembly, launch, similarity
 
 EPS = 1e-6
+# Spilling instructions that are allowed outside of loops.
+MAX_PARKED = 8
 LAYOUTS = {'nchw': torch.contiguous_format, 'nhwc': torch.channels_last}
 
 
 class Device(NamedTuple):
-    """A target, and the bytes of shared memory that it gives a program."""
+    """A target, and what its launches depend on."""
 
     target: GPUTarget
-    shared_bytes: int
+    limits: launch.Device
 
 
 DEVICES = {
-    'sm_80': Device(GPUTarget('cuda', 80, 32), 166_912),
-    'sm_86': Device(GPUTarget('cuda', 86, 32), 101_376),
-    'sm_90': Device(GPUTarget('cuda', 90, 32), 232_448),
-    'gfx942': Device(GPUTarget('hip', 'gfx942', 64), 65_536),
+    'sm_80': Device(GPUTarget('cuda', 80, 32), launch.Device(108, 166_912)),
+    'sm_86': Device(GPUTarget('cuda', 86, 32), launch.Device(84, 101_376)),
+    'sm_90': Device(GPUTarget('cuda', 90, 32), launch.Device(132, 232_448)),
+    'gfx942': Device(GPUTarget('hip', 'gfx942', 64), launch.Device(304, 65_536, 64)),
 }
 
 
@@ -92,6 +95,7 @@ class Compiled(NamedTuple):
     case: str
     registers: int
     spills: int
+    in_loops: int
     shared: int
     matrix: int
     faults: tuple[str, ...]
@@ -116,7 +120,7 @@ def launches(case: Case, device: Device) -> list[launch.Launch]:
     weights = tensor(case.groups * case.kernel_size**2, high)
     options = (case.kernel_size, case.normalization, 1.0, case.border, EPS)
     torch.set_float32_matmul_precision(case.precision)
-    with launch.record(device.shared_bytes, case.every_entry) as recorded:
+    with launch.record(device.limits, case.every_entry) as recorded:
         affiliation.forward(query, key, value, out, *options)
         affiliation.backward(out, query, key, value, query, key, value, *options)
         if case.normalization == 'softmax':
@@ -150,15 +154,15 @@ def source(item: launch.Launch) -> ASTSource:
     return ASTSource(item.kernel, signature, indices, hints)
 
 
-def inspect(compiled: triton.compiler.CompiledKernel, backend: str) -> tuple[int, int, int]:
-    """Registers of a thread, spilling instructions, and matrix instructions."""
+def inspect(compiled: triton.compiler.CompiledKernel, backend: str) -> tuple[int, int, int, int]:
+    """Registers of a thread, spilling instructions, those in loops, and matrix instructions."""
     if backend == 'hip':
         text = compiled.asm['amdgcn']
         used, spilled = (
             int(re.search(rf'\.{name}:\s+(\d+)', text)[1])
             for name in ('vgpr_count', 'vgpr_spill_count')
         )
-        return used, spilled, len(re.findall(r'\bv_mfma_', text))
+        return used, spilled, spilled, len(re.findall(r'\bv_mfma_', text))
     tool = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin' / 'cuobjdump'
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / 'kernel.cubin'
@@ -167,9 +171,12 @@ def inspect(compiled: triton.compiler.CompiledKernel, backend: str) -> tuple[int
             subprocess.run([tool, option, cubin], capture_output=True, text=True, check=True).stdout
             for option in ('--dump-resource-usage', '--dump-sass')
         )
-    registers = int(re.search(r'REG:(\d+)', usage)[1])
-    count = collections.Counter(re.findall(r'\b(STL|LDL|HMMA|HGMMA|UTCHMMA)\b', sass))
-    return registers, count['STL'] + count['LDL'], sum(count.values()) - count['STL'] - count['LDL']
+    lines = [(int(at, 16), text) for at, text in re.findall(r'/\*([0-9a-f]{4,})\*/\s+(.*?);', sass)]
+    jumps = [(int(to, 16), at) for at, text in lines for to in re.findall(r'BRA.* 0x(\w+)', text)]
+    spills = [at for at, text in lines if re.search(r'\b(STL|LDL)\b', text)]
+    in_loops = [at for at in spills if any(first <= at <= last for first, last in jumps)]
+    matrix = len(re.findall(r'\b(HMMA|HGMMA|UTCHMMA)\b', sass))
+    return int(re.search(r'REG:(\d+)', usage)[1]), len(spills), len(in_loops), matrix
 
 
 def judge(device_name: str, case: Case, items: list[launch.Launch]) -> list[Compiled]:
@@ -180,21 +187,21 @@ def judge(device_name: str, case: Case, items: list[launch.Launch]) -> list[Comp
     for item in items:
         options = dict(num_warps=item.num_warps, num_stages=item.num_stages)
         compiled = triton.compile(source(item), target=device.target, options=options)
-        registers, spills, matrix = inspect(compiled, device.target.backend)
+        registers, spills, in_loops, matrix = inspect(compiled, device.target.backend)
         shared = compiled.metadata.shared
         faults = []
-        if spills:
-            faults.append(f'{spills} spills')
-        if shared > device.shared_bytes:
-            faults.append(f'{shared} bytes of shared memory, {device.shared_bytes} are there')
+        if in_loops or spills > MAX_PARKED:
+            faults.append(f'{spills} spills, {in_loops} in loops')
+        if shared > device.limits.shared_bytes:
+            there = device.limits.shared_bytes
+            faults.append(f'{shared} bytes of shared memory, {there} are there')
         if case.dtype.itemsize == 2 and not matrix:
             faults.append('no matrix instruction')
         blocks = {k: v for k, v in item.constants.items() if k.startswith(('BLOCK', 'TILE'))}
         blocks = ' '.join(f'{k.removeprefix("BLOCK_")}{v}' for k, v in blocks.items())
         kernel = f'{item.kernel.__name__} {blocks} warps{item.num_warps}'
-        results.append(
-            Compiled(device_name, kernel, label, registers, spills, shared, matrix, tuple(faults))
-        )
+        figures = (registers, spills, in_loops, shared, matrix)
+        results.append(Compiled(device_name, kernel, label, *figures, tuple(faults)))
     return results
 
 
@@ -243,7 +250,17 @@ def main() -> None:
     if options.defaults:
         cases = tuple(case._replace(every_entry=False) for case in CASES)
     results = compile_all(options.devices, cases, options.jobs)
-    head = ['device', 'kernel', 'case', 'registers', 'spills', 'shared', 'matrix', 'faults']
+    head = [
+        'device',
+        'kernel',
+        'case',
+        'registers',
+        'spills',
+        'in loops',
+        'shared',
+        'matrix',
+        'faults',
+    ]
     print('| ' + ' | '.join(head) + ' |\n|' + ' --- |' * len(head))
     for r in results:
         print('| ' + ' | '.join(map(str, (*r[:-1], ', '.join(r.faults)))) + ' |')

@@ -1,0 +1,86 @@
+"""The ahead-of-time gate. It runs in processes of its own: the interpreter would be in its way."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parents[2] / 'tools' / 'compile_kernels.py'
+KERNELS = (
+    'affiliation_fwd_kernel',
+    'affiliation_bwd_kernel',
+    'similarity_fwd_kernel',
+    'assembly_fwd_kernel',
+    'assembly_bwd_kernel',
+)
+DEVICES = ('sm_80', 'sm_86', 'sm_90', 'gfx942')
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    inherited = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'}
+    return subprocess.run(
+        [sys.executable, '-W', 'ignore', *arguments],
+        capture_output=True,
+        text=True,
+        env={**inherited, 'PYTHONPATH': str(TOOL.parent), **environment},
+    )
+
+
+@pytest.mark.slow  # hundreds of kernels, a second each
+def test_no_kernel_spills_or_lacks_room_or_matrix_instructions():
+    result = run(str(TOOL))
+    rows = [line for line in result.stdout.splitlines() if re.match(r'\| (sm_|gfx)', line)]
+    assert result.returncode == 0, '\n'.join(
+        [line for line in rows if not line.endswith('|  |')] + [result.stderr[-2000:]]
+    )
+    found = {tuple(cell.strip().split()[0] for cell in row.split('|')[1:3]) for row in rows}
+    assert found == {(device, kernel) for device in DEVICES for kernel in KERNELS}
+    assert f'{len(rows)} kernels compiled, 0 with faults' in result.stdout
+
+
+FAULTY = """
+import compile_kernels as gate
+from sapa_mm.kernels import tuning
+
+tuning.BACKWARD = tuning.BACKWARD._replace(
+    entries=(tuning.Entry(128, 32, 8, 2),), max_scores=2**14
+)
+device = gate.DEVICES['sm_86']
+gate.DEVICES['small'] = device._replace(limits=gate.launch.Device(84, 16_000))
+for device in ('sm_86', 'small'):
+    for found in gate.compile_case(device, gate.Case()):
+        print(device, found.kernel.split()[0], found.matrix > 0, *found.faults)
+"""
+
+
+def test_spills_and_too_much_shared_memory_are_found():
+    result = run('-c', FAULTY)
+    assert result.returncode == 0, result.stderr
+    spilled = [line for line in result.stdout.splitlines() if line.startswith('sm_86 aff')]
+    assert re.search(
+        r'sm_86 affiliation_bwd_kernel True \d+ spills, \d+ in loops', '\n'.join(spilled)
+    )
+    assert 'sm_86 affiliation_fwd_kernel True\n' in result.stdout
+    crowded = r'small affiliation_fwd_kernel True \d+ bytes of shared memory, 16000 are there'
+    assert re.search(crowded, result.stdout)
+
+
+def test_half_precision_without_matrix_instructions_is_found():
+    script = (
+        'import torch, compile_kernels as gate\n'
+        'full, half = gate.Case(torch.float32), gate.Case()\n'
+        "device = gate.DEVICES['sm_80']\n"
+        'items = gate.launches(full, device)[:1]\n'
+        "print(*gate.judge('sm_80', full, items)[0].faults)\n"
+        "print(*gate.judge('sm_80', half, items)[0].faults)\n"
+    )
+    assert run('-c', script).stdout.splitlines() == ['', 'no matrix instruction']
+
+
+def test_it_does_not_run_in_the_interpreter():
+    result = run(str(TOOL), TRITON_INTERPRET='1')
+    assert result.returncode == 2
+    assert 'TRITON_INTERPRET' in result.stderr
