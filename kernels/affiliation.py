@@ -12,7 +12,16 @@ from torch import Tensor
 
 from . import assembly, tuning
 from .launch import launch
-from .window import correlate, fit, gather, locate, tile_halo, tile_pixels, window_positions
+from .window import (
+    UNSPECIALIZED,
+    correlate,
+    fit,
+    gather,
+    locate,
+    tile_halo,
+    tile_pixels,
+    window_positions,
+)
 
 
 @triton.jit
@@ -82,7 +91,7 @@ def normalize_bwd(grad, scores, weights, reciprocal, counted, NORMALIZATION: tl.
     return tl.where(counted, result, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def affiliation_fwd_kernel(
     query_ptr,
     query_stride_n,
@@ -206,7 +215,7 @@ def affiliation_fwd_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def affiliation_bwd_kernel(
     grad_ptr,
     grad_stride_n,
@@ -267,8 +276,8 @@ def affiliation_bwd_kernel(
     grad (N, C, Hg, Wg), query and grad_query (N, D, Hg, Wg), key (N, D, H, W), value (N, C, H, W),
     each with its strides. weights and grad_scores (N, Hg, Wg, K K), contiguous, receive the weights
     and the gradient of the inner products; with SCALED each pixel's divided by its entry in
-    weights_scale and grad_scores_scale (N, Hg, Wg). One program owns a tile of cells of one image.
-    The grid is (N * tiles_y * tiles_x,).
+    grad_scores_scale (N, Hg, Wg) and, without a normalization, in weights_scale. One program owns a
+    tile of cells of one image. The grid is (N * tiles_y * tiles_x,).
     """
     image, tile_y, tile_x, _ = locate(1, tiles_y, tiles_x)
     image = image.to(tl.int64)
@@ -339,15 +348,18 @@ def affiliation_bwd_kernel(
     grad_scores *= inverse_temperature
 
     dtype: tl.constexpr = value_ptr.dtype.element_ty
-    weights, weights_scale = fit(weights, dtype, SCALED)
+    # Other normalizations keep the weights between 0 and 1.
+    WEIGHTS_SCALED: tl.constexpr = SCALED and NORMALIZATION == 'none'
+    weights, weights_scale = fit(weights, dtype, WEIGHTS_SCALED)
     grad_scores, grad_scores_scale = fit(grad_scores, dtype, SCALED)
     pixel = (image * high_y + pixel_y) * high_x + pixel_x
     compact = pixel[:, None] * (KERNEL_SIZE * KERNEL_SIZE) + position
     mask = in_window & is_query[:, None]
     tl.store(weights_ptr + compact, weights, mask=mask)
     tl.store(grad_scores_ptr + compact, grad_scores, mask=mask)
-    if SCALED:
+    if WEIGHTS_SCALED:
         tl.store(weights_scale_ptr + pixel, weights_scale, mask=is_query)
+    if SCALED:
         tl.store(grad_scores_scale_ptr + pixel, grad_scores_scale, mask=is_query)
     gather(
         grad_scores,
@@ -400,10 +412,10 @@ def forward(
         query,
         value,
         kernel_size=kernel_size,
+        channels=value.shape[1],
+        embed=key.shape[1],
         tensors=dict(query=query, key=key, value=value, out=out),
         values=dict(
-            embed=key.shape[1],
-            channels=value.shape[1],
             inverse_temperature=1.0 / temperature,
             eps=eps,
         ),
@@ -425,7 +437,7 @@ def backward(
     border: str,
     eps: float,
 ) -> None:
-    """Write the gradients of query, key and value; the same bits at every run.
+    """Write the gradients of query, key and value; the same bits at every run of one tile size.
 
     Args:
         grad: Gradient of the result (N, C, Hg, Wg), any strides.
@@ -442,28 +454,28 @@ def backward(
         eps: Likewise.
     """
     n, _, high_y, high_x = query.shape
+    weights, grad_scores = (query.new_empty(n, high_y, high_x, kernel_size**2) for _ in range(2))
     # A gradient knows no range: in float16 each pixel's is stored with a factor of its own.
     scaled = value.dtype == torch.float16
-    weights, grad_scores = (query.new_empty(n, high_y, high_x, kernel_size**2) for _ in range(2))
     weights_scale = grad_scores_scale = None
     if scaled:
-        weights_scale, grad_scores_scale = (
-            query.new_empty(n, 1, high_y, high_x, dtype=torch.float32) for _ in range(2)
-        )
+        grad_scores_scale = query.new_empty(n, 1, high_y, high_x, dtype=torch.float32)
+    if scaled and normalization == 'none':
+        weights_scale = torch.empty_like(grad_scores_scale)
     launch(
         affiliation_bwd_kernel,
         tuning.BACKWARD,
         query,
         value,
         kernel_size=kernel_size,
+        channels=value.shape[1],
+        embed=key.shape[1],
         tensors=dict(grad=grad, query=query, key=key, value=value, grad_query=grad_query),
         values=dict(
             weights_ptr=weights,
             grad_scores_ptr=grad_scores,
             weights_scale_ptr=weights_scale,
             grad_scores_scale_ptr=grad_scores_scale,
-            embed=key.shape[1],
-            channels=value.shape[1],
             inverse_temperature=1.0 / temperature,
             eps=eps,
         ),

@@ -8,6 +8,7 @@ from torch import Tensor
 from . import tuning
 from .launch import launch
 from .window import (
+    UNSPECIALIZED,
     dot,
     gather,
     load_rows,
@@ -19,7 +20,7 @@ from .window import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def assembly_fwd_kernel(
     weights_ptr,
     weights_stride_n,
@@ -117,7 +118,7 @@ def assembly_fwd_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def assembly_bwd_kernel(
     weights_ptr,
     weights_stride_n,
@@ -227,8 +228,14 @@ def assembly_bwd_kernel(
         )
         if SCALED:
             scale = tl.load(scale_ptr + pixel_y * high_x + pixel_x, mask=is_query, other=0.0)
-            grad = (grad * scale[:, None]).to(grad.dtype)
-        sums = dot(tl.trans(weights), grad, sums, PRECISION)
+            # Relative to the largest of the block, so that nothing leaves the dtype's range.
+            top = tl.max(scale, 0)
+            top = tl.where(top > 0.0, top, 1.0)
+            grad = (grad * (scale / top)[:, None]).to(grad.dtype)
+            nothing = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+            sums += top * dot(tl.trans(weights), grad, nothing, PRECISION)
+        else:
+            sums = dot(tl.trans(weights), grad, sums, PRECISION)
     out_rows = row.to(tl.int64) * out_stride_h + column.to(tl.int64) * out_stride_w
     store_rows(
         out_ptr, out_rows, is_key, out_stride_c, split * share, channels, sums * factor, BLOCK_C
@@ -259,8 +266,10 @@ def forward(
         weights,
         value,
         kernel_size=kernel_size,
+        channels=value.shape[1] // groups,
+        groups=groups,
         tensors=dict(weights=weights, value=value, out=out),
-        values=dict(channels=value.shape[1] // groups, groups=groups, factor=factor),
+        values=dict(factor=factor),
     )
 
 
@@ -300,6 +309,8 @@ def backward(
         grad,
         out,
         kernel_size=kernel_size,
+        channels=out.shape[1] // groups,
+        groups=groups,
         tensors=dict(weights=weights, grad=grad, out=target),
         values=dict(channels=out.shape[1] // groups, groups=groups, factor=factor, scale_ptr=scale),
         constants=dict(MARGIN=margin, SCALED=scale is not None),

@@ -40,10 +40,11 @@ class Launch(NamedTuple):
     num_warps: int
     num_stages: int
 
-    def run(self) -> None:
-        """Launch it on the current device."""
+    def run(self, **arguments: object) -> None:
+        """Launch it on the current device, with further arguments."""
         self.kernel[(self.programs,)](
             **self.arguments,
+            **arguments,
             **self.constants,
             num_warps=self.num_warps,
             num_stages=self.num_stages,
@@ -102,6 +103,85 @@ def float32_precision() -> str:
     return 'tf32' if allowed and torch.version.hip is None else 'ieee'
 
 
+class _Request(NamedTuple):
+    """All that the sizes of a launch depend on."""
+
+    kernel: triton.JITFunction
+    table: Table
+    device: Device
+    dtype: torch.dtype
+    precision: str
+    kernel_size: int
+    high: tuple[int, int]
+    low: tuple[int, int]
+    margin: int
+    images: int  # times groups
+    channels: int
+    embed: int
+    channels_last: bool
+    strides: tuple[tuple[str, tuple[int, ...]], ...]
+    constants: tuple[tuple[str, object], ...]
+
+
+# A call's preparation takes longer than its kernel on a small map, and models repeat their calls.
+@functools.lru_cache(maxsize=4096)
+def _plan(request: _Request) -> tuple[Problem, tuple[Launch, ...]]:
+    """The kind of problem that a request is, and a launch for each entry that may be best."""
+    table, (height, width), (high_y, high_x) = request.table, request.low, request.high
+    slots = (-(-high_y // height), -(-high_x // width))
+    rows, columns = height + 2 * request.margin, width + 2 * request.margin
+    problem = Problem(
+        dtype=request.dtype,
+        precision=request.precision,
+        channels_last=request.channels_last,
+        kernel_size=request.kernel_size,
+        slots=slots,
+        exact=request.high == (slots[0] * height, slots[1] * width),
+        channels=request.channels,
+        embed=request.embed,
+        extent=tuple(min(triton.next_power_of_2(x), tuning.MAX_EXTENT) for x in (rows, columns)),
+        magnitude=(request.images * high_y * high_x).bit_length() // 2,
+    )
+    names = request.kernel.arg_names
+    arguments = dict(cells_y=height, cells_x=width, high_y=high_y, high_x=high_x)
+    for name, strides in request.strides:
+        arguments |= {f'{name}_stride_{dim}': x for dim, x in zip('nchw', strides, strict=True)}
+    constants = dict(
+        KERNEL_SIZE=request.kernel_size,
+        SLOTS_Y=slots[0],
+        SLOTS_X=slots[1],
+        EXACT=problem.exact,
+        PRECISION=request.precision,
+        **dict(request.constants),
+    )
+
+    def prepare(entry: tuning.Entry, blocks: dict[str, int]) -> Launch:
+        tiles_y, tiles_x = -(-rows // blocks['TILE_H']), -(-columns // blocks['TILE_W'])
+        programs = request.images * tiles_y * tiles_x
+        sizes = dict(tiles_y=tiles_y, tiles_x=tiles_x)
+        if 'splits' in names:
+            splits = whole = -(-request.channels // blocks['BLOCK_C'])
+            if not table.one_block:
+                wanted = PROGRAMS_PER_PROCESSOR * request.device.processors
+                splits = min(whole, -(-wanted // programs))
+            share = -(-whole // splits)
+            splits = -(-whole // share)
+            sizes |= dict(share=share * blocks['BLOCK_C'], splits=splits)
+            programs *= splits
+        return Launch(
+            request.kernel,
+            programs,
+            arguments | sizes,
+            constants | {name: size for name, size in blocks.items() if name in names},
+            entry.num_warps,
+            entry.num_stages,
+        )
+
+    device = request.device
+    found = tuning.candidates(table, problem, device.shared_bytes, device.warp_size)
+    return problem, tuple(prepare(*candidate) for candidate in found)
+
+
 def launch(
     kernel: triton.JITFunction,
     table: Table,
@@ -109,6 +189,9 @@ def launch(
     low: Tensor,
     *,
     kernel_size: int,
+    channels: int,
+    groups: int = 1,
+    embed: int = 1,
     tensors: dict[str, Tensor],
     values: dict[str, object],
     constants: dict[str, object] | None = None,
@@ -117,82 +200,54 @@ def launch(
     """Launch a kernel over all tiles of a low-resolution map.
 
     Args:
-        kernel: Its first arguments are pointer and strides of each of ``tensors``.
+        kernel: The kernel.
         table: The sizes it may have.
         high: A high-resolution map, (N, *, Hg, Wg).
         low: The low-resolution map that is read or written, (N, *, H, W).
         kernel_size: K.
-        tensors: (N, C, H, W) each, by name.
-        values: Further arguments; ``groups``, ``channels`` and ``embed`` are among them.
+        channels: Of one group.
+        groups: Groups, each with programs of its own.
+        embed: Channels of query and key.
+        tensors: (N, C, H, W) each, by name: the kernel takes pointer and strides.
+        values: Further arguments.
         constants: Further constants.
         margin: Rows and columns around the low-resolution map that have tiles as well.
     """
-    (height, width), (high_y, high_x) = low.shape[2:], high.shape[2:]
-    slots = (-(-high_y // height), -(-high_x // width))
-    images = low.shape[0] * values.get('groups', 1)
-    precision = float32_precision() if low.dtype == torch.float32 else 'ieee'
-    problem = Problem(
-        dtype=low.dtype,
-        precision=precision,
-        channels_last=low.stride(1) == 1,
-        kernel_size=kernel_size,
-        slots=slots,
-        exact=(high_y, high_x) == (slots[0] * height, slots[1] * width),
-        channels=values['channels'],
-        embed=values.get('embed', 1),
-        extent=tuple(
-            min(triton.next_power_of_2(x + 2 * margin), tuning.MAX_EXTENT) for x in (height, width)
-        ),
-        magnitude=(images * high_y * high_x).bit_length() // 2,
-    )
-    arguments = dict(cells_y=height, cells_x=width, high_y=high_y, high_x=high_x, **values)
-    for name, x in tensors.items():
-        arguments[f'{name}_ptr'] = x
-        arguments |= {f'{name}_stride_{dim}': x.stride(i) for i, dim in enumerate('nchw')}
-    fixed = dict(
-        KERNEL_SIZE=kernel_size,
-        SLOTS_Y=slots[0],
-        SLOTS_X=slots[1],
-        EXACT=problem.exact,
-        PRECISION=precision,
-        **(constants or {}),
-    )
-    device = _recorder.device if _recorder else _device(low.device)
-
-    def prepare(entry: tuning.Entry, blocks: dict[str, int]) -> Launch:
-        tiles_y = -(-(height + 2 * margin) // blocks['TILE_H'])
-        tiles_x = -(-(width + 2 * margin) // blocks['TILE_W'])
-        programs = images * tiles_y * tiles_x
-        sizes = dict(tiles_y=tiles_y, tiles_x=tiles_x)
-        if 'splits' in kernel.arg_names:
-            whole = -(-problem.channels // blocks['BLOCK_C'])
-            splits = whole
-            if not table.one_block:
-                splits = min(whole, -(-PROGRAMS_PER_PROCESSOR * device.processors // programs))
-            share = -(-whole // splits)
-            splits = -(-whole // share)
-            sizes |= dict(share=share * blocks['BLOCK_C'], splits=splits)
-            programs *= splits
-        known = {name: size for name, size in blocks.items() if name in kernel.arg_names}
-        return Launch(
-            kernel,
-            programs,
-            arguments | sizes,
-            fixed | known,
-            entry.num_warps,
-            entry.num_stages,
+    constants = tuple((constants or {}).items())
+    problem, launches = _plan(
+        _Request(
+            kernel=kernel,
+            table=table,
+            device=_recorder.device if _recorder else _device(low.device),
+            dtype=low.dtype,
+            precision=float32_precision() if low.dtype == torch.float32 else 'ieee',
+            kernel_size=kernel_size,
+            high=tuple(high.shape[2:]),
+            low=tuple(low.shape[2:]),
+            margin=margin,
+            images=low.shape[0] * groups,
+            channels=channels,
+            embed=embed,
+            channels_last=low.stride(1) == 1,
+            strides=tuple((name, x.stride()) for name, x in tensors.items()),
+            constants=constants,
         )
-
-    found = tuning.candidates(table, problem, device.shared_bytes, device.warp_size)
+    )
+    given = dict(channels=channels, groups=groups, embed=embed)
+    arguments = {name: x for name, x in given.items() if name in kernel.arg_names}
+    arguments |= {f'{name}_ptr': x for name, x in tensors.items()} | values
     if _recorder:
-        found = found if _recorder.every_entry else found[:1]
-        _recorder.launches.extend(prepare(*candidate) for candidate in found)
+        for item in launches if _recorder.every_entry else launches[:1]:
+            item = item._replace(arguments=item.arguments | arguments)
+            _recorder.launches.append(item)
         return
     with torch.cuda.device(low.device) if low.is_cuda else contextlib.nullcontext():
         best = 0
-        if len(found) > 1 and tuning.autotuning(low.device):
-            key = (kernel, low.device, problem, *fixed.values())
-            if key not in _chosen:
-                _chosen[key] = tuning.fastest([prepare(*candidate).run for candidate in found])
-            best = _chosen[key]
-        prepare(*found[best]).run()
+        if len(launches) > 1 and tuning.autotuning(low.device):
+            key = (kernel, low.device, problem, constants)
+            # While a CUDA graph is captured nothing can be timed.
+            if key not in _chosen and not torch.cuda.is_current_stream_capturing():
+                runs = [functools.partial(item.run, **arguments) for item in launches]
+                _chosen[key] = tuning.fastest(runs)
+            best = _chosen.get(key, 0)
+        launches[best].run(**arguments)

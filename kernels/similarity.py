@@ -6,10 +6,10 @@ from torch import Tensor
 
 from . import tuning
 from .launch import launch
-from .window import correlate, locate, tile_halo, tile_pixels, window_positions
+from .window import UNSPECIALIZED, correlate, locate, tile_halo, tile_pixels, window_positions
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def similarity_fwd_kernel(
     query_ptr,
     query_stride_n,
@@ -121,6 +121,8 @@ def forward(
         query,
         key,
         kernel_size=kernel_size,
+        channels=key.shape[1] // groups,
+        groups=groups,
         tensors=dict(query=query, key=key, out=out),
-        values=dict(channels=key.shape[1] // groups, groups=groups, factor=factor),
+        values=dict(factor=factor),
     )

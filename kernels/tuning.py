@@ -1,7 +1,8 @@
 """How large the tiles of a kernel are: a small table for each kind of kernel, and the choice in it.
 
-A table's first entry is the default: it fits every supported device and is what runs without
-autotuning. The others are tried, once for each kind of problem, where autotuning is on.
+A table's first entry (for planes the first that is made for them) is the default: it fits every
+supported device and is what runs without autotuning. With it the others are tried, once for each
+kind of problem.
 """
 
 import functools
@@ -11,7 +12,8 @@ from typing import NamedTuple
 
 import torch
 import triton
-from triton.runtime.errors import OutOfResources
+from triton.compiler import CompilationError
+from triton.runtime.errors import TritonError
 
 #: So many of them want a warp more, up to 8: 32 registers a thread.
 SCORES_PER_WARP = 2**10
@@ -176,9 +178,11 @@ BACKWARD = Table(
 #: Assembly, backward.
 TRANSPOSE = Table(
     (
-        Entry(64, 64, 8, 2),  # 64 cells: the pixels around them are read about twice
-        Entry(64, 128, 8, 2),  # weights are read once for more channels
-        Entry(64, 256, 8, 2),  # and once for all of an FPN's
+        # 64 cells: the pixels around them are read about twice. The weights are read again for
+        # every block of channels.
+        Entry(64, 128, 8, 2),
+        Entry(64, 256, 8, 2),  # one block for an FPN's channels
+        Entry(64, 64, 8, 2),  # fewer registers, more programs at a time
         Entry(32, 64, 4, 2),  # more programs for small maps
     ),
     cell_blocks,
@@ -214,7 +218,10 @@ def candidates(
     """
     found = {}
     full = problem.dtype == torch.float32 and problem.precision == 'ieee'
-    for entry in (full and table.float32) or table.entries:
+    entries = (full and table.float32) or table.entries
+    if not problem.channels_last:
+        entries = sorted(entries, key=lambda entry: not entry.wide)
+    for entry in entries:
         blocks = table.blocks(problem, entry, table.max_scores)
         warps = min(8, blocks['BLOCK_M'] * blocks['BLOCK_N'] // SCORES_PER_WARP)
         warps = max(entry.num_warps, warps) * 32 // warp_size
@@ -226,16 +233,14 @@ def candidates(
 
 
 def autotuning(device: torch.device) -> bool:
-    """Whether the entries of a table are tried out on a device.
+    """Whether the best entry of a table is used on a device, and not the default.
 
-    Not where ``SAPA_MM_AUTOTUNE=0`` is set, where torch is told to be deterministic, or while a
-    CUDA graph is captured.
+    Not where ``SAPA_MM_AUTOTUNE=0`` is set or torch is told to be deterministic.
     """
     return (
         device.type == 'cuda'
         and os.environ.get('SAPA_MM_AUTOTUNE', '1') != '0'
         and not torch.are_deterministic_algorithms_enabled()
-        and not torch.cuda.is_current_stream_capturing()
     )
 
 
@@ -248,7 +253,7 @@ def fastest(runs: list[Callable[[], None]]) -> int:
     def measure(run: Callable[[], None]) -> float:
         try:
             return triton.testing.do_bench(run, warmup=5, rep=20, return_mode='median')
-        except (OutOfResources, torch.OutOfMemoryError):
+        except (TritonError, CompilationError, torch.OutOfMemoryError):
             return float('inf')
 
     times = [measure(run) for run in runs]

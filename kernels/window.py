@@ -8,12 +8,11 @@ all windows of the tile together are two matrix products; a mask keeps each quer
 Offsets inside a tensor are 64 bit wide: an image alone may hold more than 2**31 values.
 """
 
-import os
-
 import triton
 import triton.language as tl
 
-INTERPRETED = tl.constexpr(os.environ.get('TRITON_INTERPRET') == '1')
+#: Arguments whose divisibility helps no load: for each of their values a kernel would be compiled.
+UNSPECIALIZED = ('cells_y', 'high_y', 'tiles_y', 'tiles_x', 'splits')
 
 
 @triton.jit
@@ -28,10 +27,14 @@ def locate(splits, tiles_y, tiles_x):
     return row // tiles_y, row % tiles_y, tile % tiles_x, program % splits
 
 
+#: Whether kernels are interpreted and not compiled.
+INTERPRETED = tl.constexpr(not isinstance(locate, triton.JITFunction))
+
+
 @triton.jit
 def first_child(cell, cells, length):
     """First of ``length`` pixels whose parent, (i * cells) // length, is ``cell`` >= 0."""
-    return (cell.to(tl.int64) * length + cells - 1) // cells
+    return (cell * length + cells - 1) // cells
 
 
 @triton.jit

@@ -16,6 +16,11 @@ torch.set_num_threads(1)
 collect_ignore = [] if torch.cuda.is_available() else ['kernels/test_gpu.py']
 
 
+def pytest_configure(config):
+    # Tests feed infinities and overflow on purpose; numpy, which interprets the kernels, tells.
+    config.addinivalue_line('filterwarnings', 'ignore::RuntimeWarning:triton.runtime.interpreter')
+
+
 def pytest_addoption(parser):
     parser.addoption(
         '--kernel-cases',

@@ -64,14 +64,19 @@ OWN = ('batch', 'size', 'ratio', 'embed', 'channels', 'kernel_size')
 M_MMAP_THRESHOLD = -3
 LARGE_BYTES = 2**24
 CPU_CACHE_BYTES = 2**25
-HEAD_START_CYCLES = 4_000_000  # about two milliseconds
+# Of a GPU before a call, in cycles of 2 GHz: two milliseconds, or twice what launching takes.
+HEAD_START_CYCLES = 4_000_000
+LAUNCH_CYCLES = 4_000_000_000
+# AMD's last cache, behind the L2 that torch knows of.
+HIP_CACHE_BYTES = 2**28
 
 
 def cache_bytes(device: torch.device) -> int:
     """Size of the last cache that torch knows of; on a CPU, one that is large for a CPU."""
     if device.type != 'cuda':
         return CPU_CACHE_BYTES
-    return torch.cuda.get_device_properties(device).L2_cache_size
+    size = torch.cuda.get_device_properties(device).L2_cache_size
+    return max(size, HIP_CACHE_BYTES) if torch.version.hip else size
 
 
 def preset(name: str, device: torch.device) -> list[Shape]:
@@ -152,15 +157,23 @@ class Stopwatch:
             2 * cache if device.type == 'cuda' else 0, device=device, dtype=torch.int8
         )
 
-    def seconds(self, call: Callable[[], object]) -> tuple[float, float]:
-        """Time one call: seconds of the device, and seconds until it has been launched."""
+    def seconds(self, call: Callable[[], object], launch: float = 0.0) -> tuple[float, float]:
+        """Time one call.
+
+        Args:
+            call: The call.
+            launch: Seconds that launching it took before.
+
+        Returns:
+            Seconds of the device, and seconds until it was launched.
+        """
         if self.device.type != 'cuda':
             start_alike()
             start = time.perf_counter()
             call()
             return (time.perf_counter() - start,) * 2
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(HEAD_START_CYCLES)
+        torch.cuda._sleep(max(HEAD_START_CYCLES, int(launch * LAUNCH_CYCLES)))
         self.flushed.add_(1)
         self.flushed.sum()  # so that the call need not write back what the line above left
         begin.record()
@@ -258,6 +271,7 @@ def time_passes(
         grad = None if label == 'forward' else tensors['out']
         live = {c.name: c for c in contenders if label not in rows[c.name]}
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in live}
+        launches = dict.fromkeys(live, 0.0)
         copies = []
         for i in range(rounds + 1):
             if watch.device.type == 'cuda':
@@ -265,7 +279,9 @@ def time_passes(
             bandwidth = watch.copy_bandwidth()
             for name, candidate in list(live.items()):
                 try:
-                    seconds = watch.seconds(partial(candidate.run, tensors, grad))
+                    call = partial(candidate.run, tensors, grad)
+                    seconds = watch.seconds(call, launches[name])
+                    launches[name] = seconds[1]
                     if not i:  # the first round warms up
                         extra = extra_memory(candidate, tensors, grad)
                         rows[name][label] = {'extra_bytes': extra}

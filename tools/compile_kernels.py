@@ -130,7 +130,7 @@ def launches(case: Case, device: Device) -> list[launch.Launch]:
     return recorded
 
 
-def source(item: launch.Launch) -> ASTSource:
+def source(item: launch.Launch, backend: str) -> ASTSource:
     """What the compiler is given, specialized as at a launch."""
     signature, constants, hints = {}, dict(item.constants), {}
     for i, name in enumerate(item.kernel.arg_names):
@@ -138,17 +138,21 @@ def source(item: launch.Launch) -> ASTSource:
             signature[name] = 'constexpr'
             continue
         value = item.arguments[name]
-        if value is None or (isinstance(value, int) and value == 1):
+        unspecialized = item.kernel.params[i].do_not_specialize
+        if value is None or (isinstance(value, int) and value == 1 and not unspecialized):
             signature[name], constants[name] = 'constexpr', value
         elif isinstance(value, torch.Tensor):
             kind = {torch.float16: 'fp16', torch.bfloat16: 'bf16', torch.float32: 'fp32'}
             signature[name] = '*' + kind[value.dtype]
             hints[(i,)] = [['tt.divisibility', 16]]
+            if backend == 'hip':
+                # Of a tensor of less than 2 GiB, which lets the compiler use buffer instructions.
+                hints[(i,)].append(['tt.pointer_range', 32])
         elif isinstance(value, float):
             signature[name] = 'fp32'
         else:
             signature[name] = 'i32' if abs(value) < 2**31 else 'i64'
-            if value % 16 == 0:
+            if value % 16 == 0 and not unspecialized:
                 hints[(i,)] = [['tt.divisibility', 16]]
     indices = {(item.kernel.arg_names.index(name),): x for name, x in constants.items()}
     return ASTSource(item.kernel, signature, indices, hints)
@@ -186,7 +190,9 @@ def judge(device_name: str, case: Case, items: list[launch.Launch]) -> list[Comp
     label = ' '.join(changed).replace('torch.', '').replace('every_entry=True', '').strip()
     for item in items:
         options = dict(num_warps=item.num_warps, num_stages=item.num_stages)
-        compiled = triton.compile(source(item), target=device.target, options=options)
+        compiled = triton.compile(
+            source(item, device.target.backend), target=device.target, options=options
+        )
         registers, spills, in_loops, matrix = inspect(compiled, device.target.backend)
         shared = compiled.metadata.shared
         faults = []

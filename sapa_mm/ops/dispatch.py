@@ -7,7 +7,6 @@ the PyTorch code. `unavailable` has the rules and says which of them stands in t
 import contextlib
 import functools
 import importlib.util
-import os
 from collections.abc import Callable, Iterator
 
 import torch
@@ -22,6 +21,8 @@ TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TRITON_MAX_KERNEL_SIZE = 9
 TRITON_MAX_RATIO = 8
 TRITON_MIN_VERSION = (3, 3)
+# Of rows, and of columns, low times high: positions are computed in 32 bits.
+TRITON_MAX_PRODUCT = 2**31 - 1
 # The first NVIDIA architecture with matrix units for every dtype above.
 CUDA_MIN_CAPABILITY = (8, 0)
 
@@ -51,7 +52,9 @@ def _device_unusable(device: torch.device) -> str | None:
             wanted, found = ('.'.join(map(str, x)) for x in (CUDA_MIN_CAPABILITY, capability))
             return f'it needs compute capability {wanted} or newer, the GPU has {found}'
         return None
-    if device.type == 'cpu' and os.environ.get('TRITON_INTERPRET') == '1':
+    from ..kernels.window import INTERPRETED
+
+    if device.type == 'cpu' and INTERPRETED.value:
         return None
     return (
         f'it needs tensors on a GPU, not on {device}, or the interpreter, which TRITON_INTERPRET=1 '
@@ -90,9 +93,12 @@ def unavailable(name: str, *tensors: Tensor, kernel_size: int = 1) -> str | None
         )
     if kernel_size > TRITON_MAX_KERNEL_SIZE:
         return f'it takes a kernel_size of at most {TRITON_MAX_KERNEL_SIZE}, not {kernel_size}'
-    if any(a > TRITON_MAX_RATIO * b for a, b in zip(high.shape[2:], low.shape[2:], strict=True)):
-        sizes = ' to '.join(f'{tuple(x.shape[2:])}' for x in (low, high))
+    sides = list(zip(high.shape[2:], low.shape[2:], strict=True))
+    sizes = ' to '.join(f'{tuple(x.shape[2:])}' for x in (low, high))
+    if any(a > TRITON_MAX_RATIO * b for a, b in sides):
         return f'it takes ratios of at most {TRITON_MAX_RATIO}, not {sizes}'
+    if any(a * (b + 1) > TRITON_MAX_PRODUCT for a, b in sides):
+        return f'it takes sides whose product is at most {TRITON_MAX_PRODUCT}, not {sizes}'
     return None
 
 

@@ -58,3 +58,10 @@ def test_gpu_check_says_what_is_missing(tmp_path):
     result = bash(str(TOOLS / 'gpu_check.sh'), str(tmp_path), CUDA_VISIBLE_DEVICES='')
     assert result.returncode == 1
     assert 'sees no GPU' in result.stderr
+
+
+def test_gpu_check_refuses_unknown_steps(tmp_path):
+    result = bash(str(TOOLS / 'gpu_check.sh'), str(tmp_path / 'out'), 'tests', 'memchek')
+    assert result.returncode == 2
+    assert 'got: memchek' in result.stderr
+    assert not (tmp_path / 'out').exists()
