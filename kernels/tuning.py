@@ -178,11 +178,9 @@ BACKWARD = Table(
 #: Assembly, backward.
 TRANSPOSE = Table(
     (
-        # 64 cells: the pixels around them are read about twice. The weights are read again for
-        # every block of channels.
-        Entry(64, 128, 8, 2),
-        Entry(64, 256, 8, 2),  # one block for an FPN's channels
-        Entry(64, 64, 8, 2),  # fewer registers, more programs at a time
+        Entry(64, 64, 8, 2),  # 64 cells: the pixels around them are read about twice
+        Entry(64, 128, 8, 2),  # the weights are read once for more channels; many registers
+        Entry(64, 256, 8, 2),  # and once for all of an FPN's
         Entry(32, 64, 4, 2),  # more programs for small maps
     ),
     cell_blocks,

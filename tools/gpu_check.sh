@@ -9,7 +9,7 @@ On a machine with a GPU: runs the GPU tests of the operators (step tests), compu
 shapes where CUDA's is installed (memcheck, racecheck, synccheck), and the benchmark in float16
 (benchmark); all of them, or the STEPs that are named. Writes benchmark.json, benchmark.png and the
 logs to FOLDER (default: work_dirs/gpu_check). Needs a Python environment with torch, triton, pytest,
-numpy, pip and setuptools; the active one is used, or python3. With matplotlib the benchmark is drawn,
+numpy, pip and setuptools: the active one, .venv, or that of python3. With matplotlib the benchmark is drawn,
 with mmengine SAPA-B is timed as a whole module, with mmcv CARAFE. Most of the time goes into
 compiling hundreds of kernels. Ends with status 1 if anything failed; what comes after it is run all
 the same.
@@ -39,7 +39,11 @@ die() {
     exit 1
 }
 
-PYTHON=$(command -v python3 || command -v python) || die "there is no python3"
+if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -x .venv/bin/python ]; then
+    PYTHON=$PWD/.venv/bin/python
+else
+    PYTHON=$(command -v python3 || command -v python) || die "there is no python3"
+fi
 for module in torch triton pytest numpy; do
     "$PYTHON" -c "import $module" 2>/dev/null ||
         die "$PYTHON has no $module: activate an environment that has, or pip install $module"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from matplotlib import image as mpimg
+from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
@@ -414,6 +415,7 @@ def test_fresh_numbers():
 
 
 def test_segformer_is_the_head():
+    init_default_scope('mmseg')  # another test may have left mmdet's
     head = MODELS.build(
         dict(
             type='GuidedSegformerHead',

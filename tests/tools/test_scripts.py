@@ -1,5 +1,6 @@
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,10 @@ def test_an_active_environment_is_used_as_it_is(tmp_path):
 
 
 def test_gpu_check_says_what_is_missing(tmp_path):
-    result = bash(str(TOOLS / 'gpu_check.sh'), str(tmp_path), CUDA_VISIBLE_DEVICES='')
+    # As in an environment that is not active but that the tests run in.
+    path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
+    script = str(TOOLS / 'gpu_check.sh')
+    result = bash(script, str(tmp_path), CUDA_VISIBLE_DEVICES='', PATH=path)
     assert result.returncode == 1
     assert 'sees no GPU' in result.stderr
 
