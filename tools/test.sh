@@ -7,7 +7,7 @@ usage: bash tools/test.sh [PYTEST_ARGUMENT ...]
 
 Installs the package, mmcv with its operators, mmsegmentation and mmdetection into .venv (or into
 the active environment), then runs ruff, codespell and the tests. From nothing this takes about
-15 minutes on two cores, most of them to build mmcv; again, about 8. With arguments, such as
+half an hour on two cores, 6 minutes of it to build mmcv. With arguments, such as
 `tests/ops -k gradcheck`, only pytest runs.
 HELP
     exit
