@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
-from mmengine.registry import init_default_scope
+from mmengine.registry import DefaultScope
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
@@ -38,10 +38,10 @@ def make_batch() -> dict:
 def train(name: str, device: str) -> tuple[list[float], dict, dict]:
     """Train with a backend: the losses, and the parameters before and after."""
     torch.manual_seed(0)
-    init_default_scope('mmseg')
     cfg = Config.fromfile(CONFIG)
     cfg.model.data_preprocessor.size = (SIZE, SIZE)
-    model = MODELS.build(cfg.model)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(cfg.model)
     model.init_weights()
     model.to(device)
     # Not Adam: it makes a step of full size even of a gradient that is nothing but rounding.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from matplotlib import image as mpimg
-from mmengine.registry import init_default_scope
+from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
@@ -415,18 +415,19 @@ def test_fresh_numbers():
 
 
 def test_segformer_is_the_head():
-    init_default_scope('mmseg')  # another test may have left mmdet's
-    head = MODELS.build(
-        dict(
-            type='GuidedSegformerHead',
-            upsample_cfg=dict(type='nearest'),
-            in_channels=[8, 12, 16, 20],
-            in_index=[0, 1, 2, 3],
-            channels=256,
-            num_classes=3,
-            norm_cfg=dict(type='BN'),
-        )
-    ).eval()
+    # Another test may have left mmdet's.
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        head = MODELS.build(
+            dict(
+                type='GuidedSegformerHead',
+                upsample_cfg=dict(type='nearest'),
+                in_channels=[8, 12, 16, 20],
+                in_index=[0, 1, 2, 3],
+                channels=256,
+                num_classes=3,
+                norm_cfg=dict(type='BN'),
+            )
+        ).eval()
     found = {}
     for name, upsampler in head.upsamplers.items():
 
