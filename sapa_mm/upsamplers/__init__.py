@@ -5,7 +5,23 @@ from ..frameworks import require
 with require('mmengine', __name__, '"mmengine>=0.10"'):
     import mmengine  # noqa: F401
 
+from .a2u import A2U
+from .base import PairedUpsampler, Upsampler
 from .build import SingleInputUpsampler, build_steps, build_upsampler
+from .carafe import CARAFE
+from .index_net import IndexNet
+from .max_unpooling import MaxUnpooling
 from .sapa import SAPA
 
-__all__ = ['SAPA', 'SingleInputUpsampler', 'build_steps', 'build_upsampler']
+__all__ = [
+    'A2U',
+    'CARAFE',
+    'SAPA',
+    'IndexNet',
+    'MaxUnpooling',
+    'PairedUpsampler',
+    'SingleInputUpsampler',
+    'Upsampler',
+    'build_steps',
+    'build_upsampler',
+]

@@ -2,19 +2,20 @@
 
 from collections.abc import Mapping
 
-from mmengine.model import BaseModule, ModuleDict
+from mmengine.model import ModuleDict
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..frameworks import require
-from .checks import check_features, check_positive_int
+from .base import Upsampler, fit_to_size
+from .checks import check_positive_int
 
 INTERPOLATIONS = ('nearest', 'bilinear')
 SINGLE_INPUT = (*INTERPOLATIONS, 'deconv', 'pixel_shuffle')
 
 
-class SingleInputUpsampler(BaseModule):
+class SingleInputUpsampler(Upsampler):
     """Give one of mmcv's upsampling layers the signature ``forward(x, guide)``.
 
     The layer sees x alone; the guide only says how large the result must be. Interpolation goes
@@ -38,13 +39,9 @@ class SingleInputUpsampler(BaseModule):
     """
 
     def __init__(self, cfg: dict, in_channels: int, guide_channels: int | None = None):
-        super().__init__()
+        super().__init__(in_channels, guide_channels)
         with require('mmcv', f'upsampler type {cfg["type"]!r}', '"mmcv-lite>=2.0,<2.2"'):
             from mmcv.cnn import build_upsample_layer
-        self.in_channels = in_channels
-        self.guide_channels = in_channels if guide_channels is None else guide_channels
-        check_positive_int('in_channels', self.in_channels)
-        check_positive_int('guide_channels', self.guide_channels)
         cfg = dict(cfg)
         if cfg['type'] not in INTERPOLATIONS:
             cfg.setdefault('in_channels', in_channels)
@@ -82,16 +79,12 @@ class SingleInputUpsampler(BaseModule):
             TypeError: Not floating point tensors.
             ValueError: Shapes that do not fit the module or each other.
         """
-        check_features(x, guide, self.in_channels, self.guide_channels)
+        self.check_inputs(x, guide)
         size = tuple(guide.shape[2:])
         if isinstance(self.layer, nn.Upsample):
             layer = self.layer
             return F.interpolate(x, size, mode=layer.mode, align_corners=layer.align_corners)
-        out = self.layer(x)
-        overshoot = [have - want for have, want in zip(out.shape[2:], size, strict=True)]
-        if all(0 <= difference < self.ratio for difference in overshoot):
-            return out[:, :, : size[0], : size[1]]
-        return F.interpolate(out, size, mode='bilinear', align_corners=False)
+        return fit_to_size(self.layer(x), size, self.ratio)
 
 
 def check_upsample_cfg(name: str, cfg: object) -> None:
@@ -107,8 +100,9 @@ def check_upsample_cfg(name: str, cfg: object) -> None:
             return
     given = 'none' if kind is None else repr(kind)
     raise ValueError(
-        f'{name}: expected type SAPA, {", ".join(SINGLE_INPUT)} or a module registered in MODELS '
-        f'with forward(x, guide), got {given}'
+        f'{name}: expected type SAPA, CARAFE, IndexNet, A2U, MaxUnpooling, '
+        f'{", ".join(SINGLE_INPUT)} or a module registered in MODELS with forward(x, guide), '
+        f'got {given}'
     )
 
 
@@ -116,9 +110,10 @@ def build_upsampler(cfg: dict, in_channels: int, guide_channels: int | None = No
     """Build an upsampler from a config.
 
     Args:
-        cfg: ``dict(type=..., ...)``: ``'SAPA'``, another module registered in ``MODELS`` that
-            takes ``in_channels`` and ``guide_channels`` and has ``forward(x, guide)``, or
-            ``'nearest'``, ``'bilinear'``, ``'deconv'``, ``'pixel_shuffle'`` with mmcv's options.
+        cfg: ``dict(type=..., ...)``: ``'SAPA'``, ``'CARAFE'``, ``'IndexNet'``, ``'A2U'``,
+            ``'MaxUnpooling'``, another module registered in ``MODELS`` that takes
+            ``in_channels`` and ``guide_channels`` and has ``forward(x, guide)``, or ``'nearest'``,
+            ``'bilinear'``, ``'deconv'``, ``'pixel_shuffle'`` with mmcv's options.
         in_channels: Channels of the decoder feature.
         guide_channels: Channels of the encoder feature. Default: ``in_channels``.
 

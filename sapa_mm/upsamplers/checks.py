@@ -14,6 +14,19 @@ def check_positive_int(name: str, value: object) -> None:
         raise ValueError(f'{name}: expected a positive int, got {value}')
 
 
+def check_bool(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f'{name}: expected True or False, got {value!r}')
+
+
+def check_feature(name: str, feature: Tensor, channels: int, layout: str) -> None:
+    """Raise TypeError or ValueError unless it is a floating point map with these channels."""
+    check_map(name, feature, layout)
+    if feature.shape[1] != channels:
+        raise ValueError(f'{name}: expected {channels} channels, got {feature.shape[1]}')
+
+
 def check_features(x: Tensor, guide: Tensor, in_channels: int, guide_channels: int) -> None:
     """Check the two inputs of an upsampler before it starts.
 
@@ -27,12 +40,7 @@ def check_features(x: Tensor, guide: Tensor, in_channels: int, guide_channels: i
         TypeError: Not tensors, not floating point, or, without autocast, of two dtypes.
         ValueError: Wrong rank, channels, batch or device, or a guide smaller than ``x``.
     """
-    for name, feature, channels, layout in (
-        ('x', x, in_channels, '(N, C, H, W)'),
-        ('guide', guide, guide_channels, '(N, Cy, Hg, Wg)'),
-    ):
-        check_map(name, feature, layout)
-        if feature.shape[1] != channels:
-            raise ValueError(f'{name}: expected {channels} channels, got {feature.shape[1]}')
+    check_feature('x', x, in_channels, '(N, C, H, W)')
+    check_feature('guide', guide, guide_channels, '(N, Cy, Hg, Wg)')
     check_alike('guide', guide, 'x', x, same_dtype=not autocast_is_on(x))
     check_sizes('guide', guide, 'x', x)

@@ -1,7 +1,7 @@
 """Similarity-aware point affiliation."""
 
 import torch
-from mmengine.model import BaseModule, constant_init, trunc_normal_init
+from mmengine.model import constant_init, trunc_normal_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,7 +10,8 @@ from ..ops import point_affiliation
 from ..ops.checks import check_choice, check_kernel_size, check_temperature
 from ..ops.normalization import NORMALIZATIONS
 from ..ops.window import BORDERS, upsample_parent
-from .checks import check_features, check_positive_int
+from .base import Upsampler
+from .checks import check_positive_int
 
 SIMILARITIES = ('inner', 'bilinear', 'plain', 'gated')
 SELF_INPUTS = ('normalized', 'raw')
@@ -18,7 +19,7 @@ SELF_PROJECTIONS = ('separate', 'key', 'query')
 
 
 @MODELS.register_module()
-class SAPA(BaseModule):
+class SAPA(Upsampler):
     r"""Upsample a decoder feature with kernels from its similarity to an encoder feature.
 
     Every encoder point (the query) is compared with the K x K decoder points (the keys) around its
@@ -84,10 +85,7 @@ class SAPA(BaseModule):
         norm_affine: bool | None = None,
         init_cfg: dict | None = None,
     ):
-        super().__init__(init_cfg)
-        guide_channels = in_channels if guide_channels is None else guide_channels
-        check_positive_int('in_channels', in_channels)
-        check_positive_int('guide_channels', guide_channels)
+        super().__init__(in_channels, guide_channels, init_cfg)
         check_positive_int('embed_dims', embed_dims)
         check_choice('similarity', similarity, SIMILARITIES)
         check_kernel_size(kernel_size)
@@ -97,16 +95,11 @@ class SAPA(BaseModule):
         check_choice('self_input', self_input, SELF_INPUTS)
         check_choice('self_projection', self_projection, SELF_PROJECTIONS)
         has_self_term = similarity in ('plain', 'gated')
-        shared_query = has_self_term and self_projection == 'query'
-        if (similarity == 'inner' or shared_query) and guide_channels != in_channels:
-            option = "self_projection 'query'" if shared_query else "similarity 'inner'"
-            raise ValueError(
-                f'guide_channels: {option} expected {in_channels} like in_channels, got '
-                f'{guide_channels}'
-            )
+        if similarity == 'inner':
+            self.check_equal_channels("similarity 'inner'")
+        elif has_self_term and self_projection == 'query':
+            self.check_equal_channels("self_projection 'query'")
 
-        self.in_channels = in_channels
-        self.guide_channels = guide_channels
         self.similarity = similarity
         self.embed_dims = in_channels if similarity == 'inner' else embed_dims
         self.kernel_size = kernel_size
@@ -115,13 +108,14 @@ class SAPA(BaseModule):
         self.border = border
         self.self_input = self_input
         self.self_projection = self_projection
+        self.self_is_key = self_input == 'normalized' and self_projection == 'key'
 
         affine = similarity != 'inner' if norm_affine is None else norm_affine
         self.norm_x = nn.LayerNorm(in_channels, elementwise_affine=affine)
-        self.norm_guide = nn.LayerNorm(guide_channels, elementwise_affine=affine)
+        self.norm_guide = nn.LayerNorm(self.guide_channels, elementwise_affine=affine)
         if similarity != 'inner':
             self.key_proj = nn.Linear(in_channels, embed_dims, bias)
-            self.query_proj = nn.Linear(guide_channels, embed_dims, bias)
+            self.query_proj = nn.Linear(self.guide_channels, embed_dims, bias)
         if has_self_term and self_projection == 'separate':
             # In the plain form one bias is enough for the sum.
             self.self_proj = nn.Linear(in_channels, embed_dims, bias and similarity == 'gated')
@@ -137,20 +131,18 @@ class SAPA(BaseModule):
             elif isinstance(module, nn.LayerNorm):
                 constant_init(module, 1.0)
 
-    def init_weights(self) -> None:
-        """Initialize again, after whatever the host's ``init_cfg`` did to the layers inside."""
-        if self.init_cfg is None and not self.is_init:
-            self.reset_parameters()
-        super().init_weights()
-
-    def _self_term(self, x: Tensor, normalized: Tensor) -> Tensor:
-        """self(x) Wx + b at low resolution: (N, H, W, C) in, (N, H, W, d) out."""
+    def _self_term(self, x: Tensor, normalized: Tensor, key: Tensor) -> Tensor:
+        """self(x) Wx + b at low resolution, (N, d, H, W); in the plain form the query has the b."""
+        gated = self.similarity == 'gated'
+        if self.self_is_key:
+            # LN(x) Wk + b again.
+            bias = self.key_proj.bias
+            return key if gated or bias is None else key - bias[:, None, None]
         projections = {'separate': 'self_proj', 'key': 'key_proj', 'query': 'query_proj'}
         projection = getattr(self, projections[self.self_projection])
-        bias = projection.bias if self.similarity == 'gated' else None
-        return F.linear(
-            normalized if self.self_input == 'normalized' else x, projection.weight, bias
-        )
+        features = normalized if self.self_input == 'normalized' else x
+        bias = projection.bias if gated else None
+        return F.linear(features, projection.weight, bias).movedim(-1, 1)
 
     def embed(self, x: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the query and the key.
@@ -170,10 +162,10 @@ class SAPA(BaseModule):
             key, query = self.key_proj(normalized), self.query_proj(query)
         query, key = query.movedim(-1, 1), key.movedim(-1, 1)
         if self.similarity == 'plain':
-            query = query + upsample_parent(self._self_term(x, normalized).movedim(-1, 1), size)
+            query = query + upsample_parent(self._self_term(x, normalized, key), size)
         elif self.similarity == 'gated':
             gate = torch.sigmoid(self.gate_proj(normalized)).movedim(-1, 1)
-            self_term = self._self_term(x, normalized).movedim(-1, 1)
+            self_term = self._self_term(x, normalized, key)
             # Both are constant over a cell: weigh at low resolution, then upsample.
             gated_self = upsample_parent((1 - gate) * self_term, size)
             query = upsample_parent(gate, size) * query + gated_self
@@ -193,7 +185,7 @@ class SAPA(BaseModule):
             TypeError: Not floating point tensors.
             ValueError: Shapes that do not fit the module or each other.
         """
-        check_features(x, guide, self.in_channels, self.guide_channels)
+        self.check_inputs(x, guide)
         query, key = self.embed(x, guide)
         return point_affiliation(
             query,
@@ -205,10 +197,35 @@ class SAPA(BaseModule):
             border=self.border,
         )
 
+    def flops(self, size: tuple[int, int], guide_size: tuple[int, int]) -> int:
+        """Count the multiply-adds of one image.
+
+        Per pixel of x: C d for the key and, with a self term that is no copy of it, C d more; with
+        the gate C + d. Per pixel of the guide: Cy d for the query, K^2 d for the scores, K^2 C for
+        the assembly, with the gate d. With ``'inner'`` only scores, with d = C, and assembly.
+
+        Args:
+            size: (H, W) of x.
+            guide_size: (Hg, Wg) of the guide.
+
+        Returns:
+            Multiply-adds, each counted once.
+        """
+        low, high = 0, self.kernel_size**2 * (self.embed_dims + self.in_channels)
+        if self.similarity != 'inner':
+            low += self.in_channels * self.embed_dims
+            high += self.guide_channels * self.embed_dims
+        if self.similarity in ('plain', 'gated') and not self.self_is_key:
+            low += self.in_channels * self.embed_dims
+        if self.similarity == 'gated':
+            low += self.in_channels + self.embed_dims
+            high += self.embed_dims
+        return size[0] * size[1] * low + guide_size[0] * guide_size[1] * high
+
     def extra_repr(self) -> str:
         """The options that no sub-module shows."""
         options = [
-            f'{self.in_channels}, guide_channels={self.guide_channels}',
+            super().extra_repr(),
             f'similarity={self.similarity!r}, embed_dims={self.embed_dims}',
             f'kernel_size={self.kernel_size}, normalization={self.normalization!r}',
             f'temperature={self.temperature}, border={self.border!r}',

@@ -100,7 +100,7 @@ def test_a_module_of_a_frameworks_registry():
     [
         (None, TypeError, 'upsample_cfg: expected a dict'),
         ('SAPA', TypeError, "upsample_cfg: expected a dict with a type, got 'SAPA'"),
-        (dict(), ValueError, 'upsample_cfg: expected type SAPA, nearest.*got none'),
+        (dict(), ValueError, 'upsample_cfg: expected type SAPA, .*nearest.*got none'),
         (dict(mode='nearest'), ValueError, 'upsample_cfg: .*got none'),
         (dict(type='SAPPA'), ValueError, "SAPA, nearest, bilinear, .*got 'SAPPA'"),
         (dict(type='SAPA', similarity='dot'), ValueError, "similarity: .*inner.*got 'dot'"),

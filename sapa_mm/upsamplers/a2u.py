@@ -1,0 +1,270 @@
+"""Affinity-aware upsampling."""
+
+import torch
+from mmengine.model import xavier_init
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..ops import assemble
+from ..ops.checks import check_choice, check_kernel_size
+from .base import PairedUpsampler, block_grid, pad_to_even
+from .checks import check_bool, check_positive_int
+
+MODES = ('static', 'hybrid', 'dynamic')
+NORMALIZATIONS = ('sigmoid_softmax', 'softmax')
+NORM_GROUPS = 32
+
+
+@MODELS.register_module()
+class A2U(PairedUpsampler):
+    r"""Upsample a decoder feature with kernels from the encoder feature's local affinity.
+
+    Two encodings U and V of every 2 x 2 block of the guide y, convolutions of stride 2, are
+    multiplied: a second-order feature, low-rank with rank 1. P turns it into a kernel for each of
+    the block's pixels, which assembles x (Learning Affinity-Aware Upsampling for Deep Image
+    Matting, Dai et al., CVPR 2021):
+
+    .. math::
+        e_l = \frac{1}{\sqrt{C_y}} \sum_c (U_c * y)_l (V_c * y)_l, \qquad
+        w_{l'}(p) = \mathrm{softmax}_p\, \sigma(e_l P_{l'}(p)), \qquad
+        o_{l'} = \sum_p w_{l'}(p)\, x_{l+p}
+
+    With ``kernel_size=1`` there is nothing to normalize over and the weight is the sigmoid. Outside
+    the image x is 0.
+
+    ===========  =========================================  ====================================
+    mode         U and V                                    P
+    ===========  =========================================  ====================================
+    ``static``   learned filters                            learned
+    ``hybrid``   learned filters                            from the average of y, 1x1 conv
+    ``dynamic``  from y pooled to k x k, 1x1 convs          from the average of y, 1x1 conv
+    ===========  =========================================  ====================================
+
+    As a pair, its downsampling shares e and has a P of its own, over the 2K x 2K pixels around each
+    block, with softmax alone.
+
+    Args:
+        in_channels: Channels C of x.
+        guide_channels: Channels Cy of the guide. Default: ``in_channels``.
+        mode: ``'static'``, ``'hybrid'`` or ``'dynamic'``.
+        channel_wise: Whether every channel of y has filters of its own in U and V, or all share
+            one.
+        point_wise: Whether every pixel of a block has a U and V of its own, and so an e.
+        kernel_size: Window size K, odd.
+        encoder_kernel: Size k of U and V.
+        normalization: ``'sigmoid_softmax'`` or ``'softmax'``.
+        encoder_norm: Whether group normalization of 32 groups and leaky ReLU follow U and V.
+        paired: Whether there is a P for `downsample`.
+        init_cfg: As in every mmengine module. Default: filters Kaiming uniform, convolutions
+            Xavier uniform with bias 0, a learned P standard normal.
+
+    Raises:
+        TypeError: An argument of the wrong type.
+        ValueError: An unknown choice, an even ``kernel_size``, or ``encoder_norm`` where 32 does
+            not divide Cy.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        guide_channels: int | None = None,
+        mode: str = 'dynamic',
+        channel_wise: bool = False,
+        point_wise: bool = False,
+        kernel_size: int = 3,
+        encoder_kernel: int = 5,
+        normalization: str = 'sigmoid_softmax',
+        encoder_norm: bool = False,
+        paired: bool = False,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(in_channels, guide_channels, init_cfg)
+        check_choice('mode', mode, MODES)
+        check_bool('channel_wise', channel_wise)
+        check_bool('point_wise', point_wise)
+        check_kernel_size(kernel_size)
+        check_positive_int('encoder_kernel', encoder_kernel)
+        check_choice('normalization', normalization, NORMALIZATIONS)
+        check_bool('encoder_norm', encoder_norm)
+        check_bool('paired', paired)
+        guide_channels = self.guide_channels
+        if encoder_norm and guide_channels % NORM_GROUPS:
+            raise ValueError(
+                f'guide_channels: encoder_norm expected a multiple of {NORM_GROUPS}, got '
+                f'{guide_channels}'
+            )
+        self.mode = mode
+        self.channel_wise = channel_wise
+        self.kernel_size = kernel_size
+        self.encoder_kernel = encoder_kernel
+        self.normalization = normalization
+        self.paired = paired
+        self.sets = 4 if point_wise else 1
+
+        filters = self.sets * (guide_channels if channel_wise else 1)
+        for name in ('encoder_u', 'encoder_v'):
+            if mode == 'dynamic':
+                setattr(self, name, nn.Conv2d(guide_channels, filters, 1))
+            else:
+                shape = (filters, 1, encoder_kernel, encoder_kernel)
+                setattr(self, name, nn.Parameter(torch.empty(shape)))
+
+        def normalize() -> nn.Module:
+            if not encoder_norm:
+                return nn.Identity()
+            norm = nn.GroupNorm(NORM_GROUPS, self.sets * guide_channels)
+            return nn.Sequential(norm, nn.LeakyReLU(0.01))
+
+        self.norm_u, self.norm_v = normalize(), normalize()
+        weights = 4 * kernel_size**2
+        for name in ('up', 'down') if paired else ('up',):
+            if mode == 'static':
+                setattr(self, f'projection_{name}', nn.Parameter(torch.empty(weights)))
+            else:
+                setattr(self, f'projection_{name}', nn.Conv2d(guide_channels, weights, 1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialize filters, convolutions and projections."""
+        for parameter in self.parameters(recurse=False):
+            if parameter.dim() == 1:
+                nn.init.normal_(parameter)
+            else:
+                nn.init.kaiming_uniform_(parameter, a=5**0.5)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                xavier_init(module, distribution='uniform')
+            elif isinstance(module, nn.GroupNorm):
+                module.reset_parameters()
+
+    def _filter(self, guide: Tensor, padded: Tensor, name: str) -> Tensor:
+        """U * y or V * y: (N, Cy * S, h, w) with the S sets of a channel beside each other."""
+        size, channels = self.encoder_kernel, self.guide_channels
+        options = {'stride': 2, 'padding': (size - 1) // 2}
+        encoder = getattr(self, f'encoder_{name}')
+        if self.mode != 'dynamic':
+            filters = encoder if self.channel_wise else encoder.repeat(channels, 1, 1, 1)
+            return F.conv2d(padded, filters, groups=channels, **options)
+        filters = encoder(F.adaptive_avg_pool2d(guide, size))  # (N, S or Cy * S, k, k)
+        if not self.channel_wise:
+            filters = filters.repeat(1, channels, 1, 1)
+        # Every image has filters of its own: images become groups of channels.
+        batch = len(guide)
+        images = padded.reshape(1, batch * channels, *padded.shape[2:])
+        filters = filters.reshape(-1, 1, size, size)
+        out = F.conv2d(images.to(filters.dtype), filters, groups=batch * channels, **options)
+        return out.view(batch, -1, *out.shape[2:])
+
+    def _project(self, guide: Tensor, encoding: Tensor, name: str) -> Tensor:
+        """Multiply e (N, S, h, w) by P: (N, K*K, 4, h, w)."""
+        projection = getattr(self, f'projection_{name}')
+        if self.mode == 'static':
+            projection = projection.view(1, -1, 1, 1)
+        else:
+            projection = projection(F.adaptive_avg_pool2d(guide, 1))
+        return projection.unflatten(1, (-1, 4)) * encoding[:, None]
+
+    def encode(self, guide: Tensor) -> Tensor:
+        """Compute the affinity e of every block of the guide.
+
+        Args:
+            guide: (N, Cy, Hg, Wg).
+
+        Returns:
+            (N, S, ceil(Hg / 2), ceil(Wg / 2)); S is 4 with ``point_wise``, one for each pixel of
+            the block, row-major, and 1 otherwise.
+
+        Raises:
+            TypeError: No floating point tensor.
+            ValueError: A shape that does not fit the module.
+        """
+        self._check_guide(guide)
+        padded = pad_to_even(guide)
+        u = self.norm_u(self._filter(guide, padded, 'u'))
+        v = self.norm_v(self._filter(guide, padded, 'v'))
+        # Scaled first: the sum of a half-precision product could overflow.
+        products = u * (v * self.guide_channels**-0.5)
+        return products.unflatten(1, (-1, self.sets)).sum(1)
+
+    def downsample(self, guide: Tensor, encoding: Tensor | None = None) -> Tensor:
+        """Pool the guide with kernels over the 2K x 2K pixels around each block.
+
+        Args:
+            guide: (N, Cy, Hg, Wg).
+            encoding: What `encode` gave for it. Default: it is computed.
+
+        Returns:
+            (N, Cy, ceil(Hg / 2), ceil(Wg / 2)).
+
+        Raises:
+            TypeError: No floating point tensor.
+            ValueError: The module was built without ``paired=True``, or shapes that do not fit it
+                or each other.
+        """
+        if not self.paired:
+            raise ValueError('paired: expected True for downsampling, got False')
+        self._check_guide(guide)
+        encoding = self._encoding(guide, encoding, self.sets)
+        weights = self._project(guide, encoding, 'down')
+        weights = weights.flatten(1, 2).softmax(1).unflatten(1, (-1, 4))
+        # The window of K x K blocks, for each of a block's four pixels: four groups of channels.
+        weights = weights.transpose(1, 2).flatten(1, 2)
+        blocks = F.pixel_unshuffle(pad_to_even(guide), 2).unflatten(1, (-1, 4))
+        blocks = blocks.transpose(1, 2).flatten(1, 2)
+        out = assemble(weights.to(blocks.dtype), blocks, kernel_size=self.kernel_size, groups=4)
+        return out.unflatten(1, (4, -1)).sum(1)
+
+    def forward(self, x: Tensor, guide: Tensor, encoding: Tensor | None = None) -> Tensor:
+        """Upsample ``x`` to the size of ``guide``.
+
+        Args:
+            x: Decoder feature (N, C, H, W).
+            guide: Encoder feature (N, Cy, Hg, Wg), at least as large.
+            encoding: What `encode` gave for the guide. Default: it is computed.
+
+        Returns:
+            (N, C, Hg, Wg).
+
+        Raises:
+            TypeError: Not floating point tensors.
+            ValueError: Shapes that do not fit the module or each other.
+        """
+        self.check_inputs(x, guide)
+        encoding = self._encoding(guide, encoding, self.sets)
+        logits = self._project(guide, encoding, 'up').flatten(1, 2)
+        height, width = guide.shape[2:]
+        weights = F.pixel_shuffle(logits, 2)[:, :, :height, :width]
+        if self.kernel_size == 1 or self.normalization == 'sigmoid_softmax':
+            weights = weights.sigmoid()
+        if self.kernel_size > 1:
+            weights = weights.softmax(1)
+        return assemble(weights.to(x.dtype), x, kernel_size=self.kernel_size)
+
+    def flops(self, size: tuple[int, int], guide_size: tuple[int, int]) -> int:
+        """Count the multiply-adds of one image.
+
+        Per block of the guide: S (2 k^2 + 1) Cy for e and 4 K^2 for P; per pixel of the guide K^2 C
+        for the assembly. What generates U, V and P once an image is left out, as in the papers.
+
+        Args:
+            size: (H, W) of x, which does not matter here.
+            guide_size: (Hg, Wg) of the guide.
+
+        Returns:
+            Multiply-adds, each counted once.
+        """
+        height, width = block_grid(guide_size)
+        affinity = self.sets * (2 * self.encoder_kernel**2 + 1) * self.guide_channels
+        window = self.kernel_size**2
+        assembly = guide_size[0] * guide_size[1] * window * self.in_channels
+        return height * width * (affinity + 4 * window) + assembly
+
+    def extra_repr(self) -> str:
+        """The options that no sub-module shows."""
+        return (
+            f'{super().extra_repr()}, mode={self.mode!r}, channel_wise={self.channel_wise}, '
+            f'point_wise={self.sets > 1}, kernel_size={self.kernel_size}, '
+            f'encoder_kernel={self.encoder_kernel}, normalization={self.normalization!r}, '
+            f'paired={self.paired}'
+        )

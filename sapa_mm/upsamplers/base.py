@@ -1,0 +1,119 @@
+"""What the upsamplers share: channels, checks and initialization."""
+
+from mmengine.model import BaseModule
+from torch import Tensor
+from torch.nn import functional as F
+
+from .checks import check_feature, check_features, check_positive_int
+
+
+class Upsampler(BaseModule):
+    """Base of the upsamplers ``forward(x, guide)``.
+
+    A sub-class defines ``forward``. With `reset_parameters` it defines its initialization, and with
+    ``flops(size, guide_size)`` its complexity.
+
+    Args:
+        in_channels: Channels C of the decoder feature x.
+        guide_channels: Channels Cy of the guide. Default: ``in_channels``.
+        init_cfg: As in every mmengine module. Default: what `reset_parameters` does.
+
+    Raises:
+        TypeError: Channels that are no ints.
+        ValueError: Channels that are not positive.
+    """
+
+    def __init__(
+        self, in_channels: int, guide_channels: int | None = None, init_cfg: dict | None = None
+    ):
+        super().__init__(init_cfg)
+        guide_channels = in_channels if guide_channels is None else guide_channels
+        check_positive_int('in_channels', in_channels)
+        check_positive_int('guide_channels', guide_channels)
+        self.in_channels = in_channels
+        self.guide_channels = guide_channels
+
+    def check_equal_channels(self, option: str) -> None:
+        """Raise ValueError, naming the ``option`` that asks for it, unless Cy = C."""
+        if self.guide_channels != self.in_channels:
+            raise ValueError(
+                f'guide_channels: {option} expected {self.in_channels} like in_channels, got '
+                f'{self.guide_channels}'
+            )
+
+    def check_inputs(self, x: Tensor, guide: Tensor) -> None:
+        """Raise TypeError or ValueError unless ``x`` and ``guide`` fit this module."""
+        check_features(x, guide, self.in_channels, self.guide_channels)
+
+    def reset_parameters(self) -> None:
+        """Initialize the parameters. Without an override they stay as PyTorch made them."""
+
+    def init_weights(self) -> None:
+        """Initialize again, after whatever the host's ``init_cfg`` did to the layers inside."""
+        if self.init_cfg is None and not self.is_init:
+            self.reset_parameters()
+        super().init_weights()
+
+    def extra_repr(self) -> str:
+        """The options that no sub-module shows."""
+        return f'{self.in_channels}, guide_channels={self.guide_channels}'
+
+
+class PairedUpsampler(Upsampler):
+    """Base of the upsamplers that downsample as well, by the same reading of the guide.
+
+    An encoder that pools with `downsample` passes what `encode` gave it on to ``forward``, so that
+    the two are a pair and the guide is read once. Alone, each of them reads the guide itself. The
+    guide falls into blocks of 2 x 2 pixels, with zeros below and on the right of an odd one.
+    """
+
+    def encode(self, guide: Tensor) -> Tensor:
+        """Read the guide (N, Cy, Hg, Wg): (N, E, h, w), h = ceil(Hg / 2), w = ceil(Wg / 2)."""
+        raise NotImplementedError
+
+    def downsample(self, guide: Tensor, encoding: Tensor | None = None) -> Tensor:
+        """Pool the guide (N, Cy, Hg, Wg) to (N, Cy, h, w)."""
+        raise NotImplementedError
+
+    def _check_guide(self, guide: Tensor) -> None:
+        check_feature('guide', guide, self.guide_channels, '(N, Cy, Hg, Wg)')
+
+    def _encoding(self, guide: Tensor, encoding: Tensor | None, channels: int) -> Tensor:
+        """The encoding that was given, if it fits the guide, or that of the guide."""
+        if encoding is None:
+            return self.encode(guide)
+        expected = (guide.shape[0], channels, *block_grid(guide.shape[2:]))
+        if tuple(encoding.shape) != expected:
+            raise ValueError(
+                f'encoding: expected that of the guide, {expected}, got {tuple(encoding.shape)}'
+            )
+        return encoding
+
+
+def block_grid(size: tuple[int, int]) -> tuple[int, int]:
+    """How many blocks of 2 x 2 pixels cover a map of ``size``, down and across."""
+    return -(-size[0] // 2), -(-size[1] // 2)
+
+
+def pad_to_even(guide: Tensor) -> Tensor:
+    """(N, C, Hg, Wg) with zeros below and on the right, to even sizes."""
+    height, width = guide.shape[2:]
+    return F.pad(guide, (0, width % 2, 0, height % 2)) if height % 2 or width % 2 else guide
+
+
+def fit_to_size(out: Tensor, size: tuple[int, int], ratio: int) -> Tensor:
+    """Fit what a layer with a fixed ratio gave to the guide's size.
+
+    Args:
+        out: (N, C, h, w).
+        size: (Hg, Wg).
+        ratio: What the layer upsamples by.
+
+    Returns:
+        (N, C, Hg, Wg): an overshoot by less than the ratio is cropped at the bottom and right, any
+        other difference is interpolated bilinearly.
+    """
+    overshoot = [have - want for have, want in zip(out.shape[2:], size, strict=True)]
+    if all(0 <= difference < ratio for difference in overshoot):
+        return out[:, :, : size[0], : size[1]]
+    return F.interpolate(out, size, mode='bilinear', align_corners=False)
