@@ -12,83 +12,60 @@ from torch import Tensor
 
 from . import assembly, tuning
 from .launch import launch
+from .normalization import normalize, normalize_bwd
 from .window import (
     UNSPECIALIZED,
     correlate,
     fit,
     gather,
     locate,
-    tile_halo,
-    tile_pixels,
-    window_positions,
+    tile_windows,
 )
 
 
 @triton.jit
-def softplus(x):
-    """log(1 + exp(x)), to full precision also where exp(x) is small."""
-    e = tl.exp(-tl.abs(x))
-    u = 1.0 + e
-    # What 1 + e rounds off is made up for by the ratio of e to u - 1.
-    log1p = tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))
-    return tl.maximum(x, 0.0) + log1p
-
-
-@triton.jit
-def normalize(scores, counted, eps, NORMALIZATION: tl.constexpr):
-    """Turn the scores of each row into weights: h(s) / (sum of h + eps), without eps for softmax.
-
-    Args:
-        scores: (M, N).
-        counted: (M, N), which of them are in the row's window and take part.
-        eps: Added to the sum.
-        NORMALIZATION: Its name.
-
-    Returns:
-        Weights, 0 where not counted, and (M,), the reciprocal of what they were divided by.
-    """
-    if NORMALIZATION == 'softmax':
-        scores = tl.where(counted, scores, float('-inf'))
-        top = tl.max(scores, 1)
-        # Rows of pixels that are not there may have no window.
-        h = tl.exp(scores - tl.where(top == float('-inf'), 0.0, top)[:, None])
-        total = tl.sum(h, 1)
-        total = tl.where(total == 0.0, 1.0, total)
-    elif NORMALIZATION == 'none':
-        h = tl.where(counted, scores, 0.0)
-        total = tl.full((scores.shape[0],), 1.0, tl.float32)
-    else:
-        if NORMALIZATION == 'sigmoid':
-            h = 1.0 / (1.0 + tl.exp(-scores))
-        elif NORMALIZATION == 'relu':
-            h = tl.maximum(scores, 0.0)
-        else:
-            h = softplus(scores)
-        h = tl.where(counted, h, 0.0)
-        total = tl.sum(h, 1) + eps
-    reciprocal = 1.0 / total
-    return h * reciprocal[:, None], reciprocal
-
-
-@triton.jit
-def normalize_bwd(grad, scores, weights, reciprocal, counted, NORMALIZATION: tl.constexpr):
-    """Gradient of the scores from that of the weights; 0 where not counted."""
-    if NORMALIZATION == 'none':
-        result = grad
-    else:
-        grad -= tl.sum(grad * weights, 1)[:, None]
-        if NORMALIZATION == 'softmax':
-            result = weights * grad
-        else:
-            if NORMALIZATION == 'sigmoid':
-                slope = 1.0 / (1.0 + tl.exp(-scores))
-                slope = slope / (1.0 + tl.exp(scores))
-            elif NORMALIZATION == 'relu':
-                slope = tl.where(scores > 0.0, 1.0, 0.0)
-            else:
-                slope = 1.0 / (1.0 + tl.exp(-scores))
-            result = grad * slope * reciprocal[:, None]
-    return tl.where(counted, result, 0.0)
+def affiliate(
+    query_ptr,
+    query_rows,
+    is_query,
+    query_stride_c,
+    key_ptr,
+    key_rows,
+    is_key,
+    key_stride_c,
+    in_window,
+    embed,
+    inverse_temperature,
+    eps,
+    NORMALIZATION: tl.constexpr,
+    BORDER: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Scores of a tile, which of them take part, and what `normalize` makes of them."""
+    scores = correlate(
+        query_ptr,
+        query_rows,
+        is_query,
+        query_stride_c,
+        key_ptr,
+        key_rows,
+        is_key,
+        key_stride_c,
+        embed,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_D,
+        PRECISION,
+    )
+    scores *= inverse_temperature
+    counted = in_window
+    if BORDER == 'mask':
+        counted &= is_key[None, :]
+    weights, reciprocal = normalize(scores, counted, eps, NORMALIZATION)
+    return scores, counted, weights, reciprocal
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -152,30 +129,27 @@ def affiliation_fwd_kernel(
     key_ptr += image * key_stride_n
     value_ptr += image * value_stride_n
     out_ptr += image * out_stride_n
-    y0, x0 = tile_y * TILE_H, tile_x * TILE_W
 
-    query_y, query_x, pixel_y, pixel_x, is_query = tile_pixels(
-        tl.arange(0, BLOCK_M),
-        y0,
-        x0,
+    pixel_y, pixel_x, is_query, cell_y, cell_x, is_key, _, in_window = tile_windows(
+        tile_y,
+        tile_x,
         cells_y,
         cells_x,
         high_y,
         high_x,
+        KERNEL_SIZE,
+        BORDER,
         TILE_H,
         TILE_W,
-        TILE_W * SLOTS_X,
         SLOTS_Y,
         SLOTS_X,
         EXACT,
+        BLOCK_M,
+        BLOCK_N,
     )
-    key_y, key_x, cell_y, cell_x, is_key = tile_halo(
-        y0, x0, cells_y, cells_x, TILE_H, TILE_W, KERNEL_SIZE, BORDER, BLOCK_N
-    )
-    _, in_window = window_positions(query_y, query_x, key_y, key_x, KERNEL_SIZE)
     query_rows = pixel_y * query_stride_h + pixel_x * query_stride_w
     key_rows = cell_y * key_stride_h + cell_x * key_stride_w
-    scores = correlate(
+    _, _, weights, _ = affiliate(
         query_ptr,
         query_rows,
         is_query,
@@ -184,17 +158,17 @@ def affiliation_fwd_kernel(
         key_rows,
         is_key,
         key_stride_c,
+        in_window,
         embed,
+        inverse_temperature,
+        eps,
+        NORMALIZATION,
+        BORDER,
         BLOCK_M,
         BLOCK_N,
         BLOCK_D,
         PRECISION,
     )
-    scores *= inverse_temperature
-    counted = in_window
-    if BORDER == 'mask':
-        counted &= is_key[None, :]
-    weights, _ = normalize(scores, counted, eps, NORMALIZATION)
     weights, scale = fit(weights, value_ptr.dtype.element_ty, SCALED)
     gather(
         weights,
@@ -286,30 +260,27 @@ def affiliation_bwd_kernel(
     key_ptr += image * key_stride_n
     value_ptr += image * value_stride_n
     grad_query_ptr += image * grad_query_stride_n
-    y0, x0 = tile_y * TILE_H, tile_x * TILE_W
 
-    query_y, query_x, pixel_y, pixel_x, is_query = tile_pixels(
-        tl.arange(0, BLOCK_M),
-        y0,
-        x0,
+    pixel_y, pixel_x, is_query, cell_y, cell_x, is_key, position, in_window = tile_windows(
+        tile_y,
+        tile_x,
         cells_y,
         cells_x,
         high_y,
         high_x,
+        KERNEL_SIZE,
+        BORDER,
         TILE_H,
         TILE_W,
-        TILE_W * SLOTS_X,
         SLOTS_Y,
         SLOTS_X,
         EXACT,
+        BLOCK_M,
+        BLOCK_N,
     )
-    key_y, key_x, cell_y, cell_x, is_key = tile_halo(
-        y0, x0, cells_y, cells_x, TILE_H, TILE_W, KERNEL_SIZE, BORDER, BLOCK_N
-    )
-    position, in_window = window_positions(query_y, query_x, key_y, key_x, KERNEL_SIZE)
     query_rows = pixel_y * query_stride_h + pixel_x * query_stride_w
     key_rows = cell_y * key_stride_h + cell_x * key_stride_w
-    scores = correlate(
+    scores, counted, weights, reciprocal = affiliate(
         query_ptr,
         query_rows,
         is_query,
@@ -318,17 +289,17 @@ def affiliation_bwd_kernel(
         key_rows,
         is_key,
         key_stride_c,
+        in_window,
         embed,
+        inverse_temperature,
+        eps,
+        NORMALIZATION,
+        BORDER,
         BLOCK_M,
         BLOCK_N,
         BLOCK_D,
         PRECISION,
     )
-    scores *= inverse_temperature
-    counted = in_window
-    if BORDER == 'mask':
-        counted &= is_key[None, :]
-    weights, reciprocal = normalize(scores, counted, eps, NORMALIZATION)
     grad_weights = correlate(
         grad_ptr,
         pixel_y * grad_stride_h + pixel_x * grad_stride_w,

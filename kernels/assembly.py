@@ -14,8 +14,8 @@ from .window import (
     load_rows,
     locate,
     store_rows,
-    tile_halo,
     tile_pixels,
+    tile_windows,
     window_positions,
 )
 
@@ -71,27 +71,24 @@ def assembly_fwd_kernel(
     weights_ptr += (group * KERNEL_SIZE * KERNEL_SIZE).to(tl.int64) * weights_stride_c
     value_ptr += image * value_stride_n + (group * channels).to(tl.int64) * value_stride_c
     out_ptr += image * out_stride_n + (group * channels).to(tl.int64) * out_stride_c
-    y0, x0 = tile_y * TILE_H, tile_x * TILE_W
 
-    query_y, query_x, pixel_y, pixel_x, is_query = tile_pixels(
-        tl.arange(0, BLOCK_M),
-        y0,
-        x0,
+    pixel_y, pixel_x, is_query, cell_y, cell_x, is_key, position, in_window = tile_windows(
+        tile_y,
+        tile_x,
         cells_y,
         cells_x,
         high_y,
         high_x,
+        KERNEL_SIZE,
+        'zero',
         TILE_H,
         TILE_W,
-        TILE_W * SLOTS_X,
         SLOTS_Y,
         SLOTS_X,
         EXACT,
+        BLOCK_M,
+        BLOCK_N,
     )
-    key_y, key_x, cell_y, cell_x, is_key = tile_halo(
-        y0, x0, cells_y, cells_x, TILE_H, TILE_W, KERNEL_SIZE, 'zero', BLOCK_N
-    )
-    position, in_window = window_positions(query_y, query_x, key_y, key_x, KERNEL_SIZE)
     weights_rows = pixel_y * weights_stride_h + pixel_x * weights_stride_w
     # A weight whose position lies outside the image meets a 0: it need not be read.
     weights = tl.load(

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from . import tuning
 from .launch import launch
-from .window import UNSPECIALIZED, correlate, locate, tile_halo, tile_pixels, window_positions
+from .window import UNSPECIALIZED, correlate, locate, tile_windows
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -58,27 +58,24 @@ def similarity_fwd_kernel(
     key_ptr += image * key_stride_n + (group * channels).to(tl.int64) * key_stride_c
     out_ptr += image * out_stride_n
     out_ptr += (group * KERNEL_SIZE * KERNEL_SIZE).to(tl.int64) * out_stride_c
-    y0, x0 = tile_y * TILE_H, tile_x * TILE_W
 
-    query_y, query_x, pixel_y, pixel_x, is_query = tile_pixels(
-        tl.arange(0, BLOCK_M),
-        y0,
-        x0,
+    pixel_y, pixel_x, is_query, cell_y, cell_x, is_key, position, in_window = tile_windows(
+        tile_y,
+        tile_x,
         cells_y,
         cells_x,
         high_y,
         high_x,
+        KERNEL_SIZE,
+        'zero',
         TILE_H,
         TILE_W,
-        TILE_W * SLOTS_X,
         SLOTS_Y,
         SLOTS_X,
         EXACT,
+        BLOCK_M,
+        BLOCK_N,
     )
-    key_y, key_x, cell_y, cell_x, is_key = tile_halo(
-        y0, x0, cells_y, cells_x, TILE_H, TILE_W, KERNEL_SIZE, 'zero', BLOCK_N
-    )
-    position, in_window = window_positions(query_y, query_x, key_y, key_x, KERNEL_SIZE)
     scores = correlate(
         query_ptr,
         pixel_y * query_stride_h + pixel_x * query_stride_w,

@@ -15,6 +15,8 @@ import triton
 from triton.compiler import CompilationError
 from triton.runtime.errors import TritonError
 
+#: The most values of a block of scores: 64 float32 registers a thread at 8 warps.
+MAX_SCORES = 2**14
 #: So many of them want a warp more, up to 8: 32 registers a thread.
 SCORES_PER_WARP = 2**10
 #: Tiles are not made smaller for maps with more rows or columns.
@@ -65,13 +67,13 @@ def _tiles(problem: Problem, cells: int) -> list[tuple[int, int]]:
     return [(y, min(cells // y, width)) for y in range(1, min(cells, height) + 1)]
 
 
-def pixel_blocks(problem: Problem, entry: Entry, max_scores: int) -> dict[str, int]:
+def pixel_blocks(problem: Problem, entry: Entry, max_scores: int = MAX_SCORES) -> dict[str, int]:
     """Blocks of the kernels whose programs own the pixels of a tile.
 
     Args:
         problem: The problem.
         entry: ``rows`` are the pixels of a tile.
-        max_scores: Of a table.
+        max_scores: The most values of a block of scores.
 
     Returns:
         The sizes, by the names of the kernel's constants.
@@ -103,14 +105,13 @@ def pixel_blocks(problem: Problem, entry: Entry, max_scores: int) -> dict[str, i
     return blocks | _channel_blocks(problem, entry)
 
 
-def cell_blocks(problem: Problem, entry: Entry, max_scores: int) -> dict[str, int]:
+def cell_blocks(problem: Problem, entry: Entry) -> dict[str, int]:
     """Blocks of the kernel whose programs own the cells of a tile and read the pixels around it.
 
     Args:
         problem: The problem.
         entry: ``rows`` are the pixels that are read at a time, and the cells of a tile at the
             ratio 2; at larger ones fewer, as each comes with more pixels.
-        max_scores: Not of interest here, as a block of weights is loaded.
 
     Returns:
         The sizes, by the names of the kernel's constants.
@@ -145,10 +146,9 @@ class Table(NamedTuple):
     """The entries of a kind of kernel."""
 
     entries: tuple[Entry, ...]
-    blocks: Callable[[Problem, Entry, int], dict[str, int]]
+    blocks: Callable[[Problem, Entry], dict[str, int]]
     one_block: bool = False  # whether a program works on one block of channels alone
     float32: tuple[Entry, ...] = ()  # instead, for products in full float32
-    max_scores: int = 2**14  # values of a block of scores: 64 registers a thread at 8 warps
 
 
 #: Affiliation and assembly, forward.
@@ -171,9 +171,8 @@ BACKWARD = Table(
         Entry(64, 64, 4, 2),  # where they fit, 4 warps wait less for each other
         Entry(32, 64, 4, 2),  # more programs for small maps
     ),
-    pixel_blocks,
+    functools.partial(pixel_blocks, max_scores=MAX_SCORES // 4),
     float32=(Entry(32, 32, 4, 1),),  # as above, and half the scores
-    max_scores=2**12,
 )
 #: Assembly, backward.
 TRANSPOSE = Table(
@@ -220,7 +219,7 @@ def candidates(
     if not problem.channels_last:
         entries = sorted(entries, key=lambda entry: not entry.wide)
     for entry in entries:
-        blocks = table.blocks(problem, entry, table.max_scores)
+        blocks = table.blocks(problem, entry)
         warps = min(8, blocks['BLOCK_M'] * blocks['BLOCK_N'] // SCORES_PER_WARP)
         warps = max(entry.num_warps, warps) * 32 // warp_size
         entry = entry._replace(num_warps=warps)

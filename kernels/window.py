@@ -147,6 +147,54 @@ def window_positions(query_y, query_x, key_y, key_x, KERNEL_SIZE: tl.constexpr):
 
 
 @triton.jit
+def tile_windows(
+    tile_y,
+    tile_x,
+    cells_y,
+    cells_x,
+    high_y,
+    high_x,
+    KERNEL_SIZE: tl.constexpr,
+    BORDER: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    SLOTS_Y: tl.constexpr,
+    SLOTS_X: tl.constexpr,
+    EXACT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """The queries of a tile, its keys, and the windows that join them.
+
+    Returns:
+        For each of BLOCK_M queries row and column in the image, and whether there is such a pixel;
+        for each of BLOCK_N keys likewise, and whether it is there to be read; and (BLOCK_M,
+        BLOCK_N) positions of the keys in the windows, and whether they are in them.
+    """
+    y0, x0 = tile_y * TILE_H, tile_x * TILE_W
+    query_y, query_x, pixel_y, pixel_x, is_query = tile_pixels(
+        tl.arange(0, BLOCK_M),
+        y0,
+        x0,
+        cells_y,
+        cells_x,
+        high_y,
+        high_x,
+        TILE_H,
+        TILE_W,
+        TILE_W * SLOTS_X,
+        SLOTS_Y,
+        SLOTS_X,
+        EXACT,
+    )
+    key_y, key_x, cell_y, cell_x, is_key = tile_halo(
+        y0, x0, cells_y, cells_x, TILE_H, TILE_W, KERNEL_SIZE, BORDER, BLOCK_N
+    )
+    position, in_window = window_positions(query_y, query_x, key_y, key_x, KERNEL_SIZE)
+    return pixel_y, pixel_x, is_query, cell_y, cell_x, is_key, position, in_window
+
+
+@triton.jit
 def load_rows(ptr, rows, inside, stride_c, start, channels, BLOCK_C: tl.constexpr):
     """Read BLOCK_C channels from ``start`` of the positions at offsets ``rows``; 0 outside."""
     channel = start + tl.arange(0, BLOCK_C)

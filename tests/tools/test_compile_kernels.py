@@ -46,7 +46,7 @@ import compile_kernels as gate
 from sapa_mm.kernels import tuning
 
 tuning.BACKWARD = tuning.BACKWARD._replace(
-    entries=(tuning.Entry(128, 32, 8, 2),), max_scores=2**14
+    entries=(tuning.Entry(128, 32, 8, 2),), blocks=tuning.pixel_blocks
 )
 device = gate.DEVICES['sm_86']
 gate.DEVICES['small'] = device._replace(limits=gate.launch.Device(84, 16_000))
