@@ -7,6 +7,14 @@ with require('mmsegmentation', __name__, '"mmcv>=2.0,<2.2" mmsegmentation==1.2.2
 
 from .boundary_iou import BoundaryIoU
 from .fpn import GuidedFPN
+from .fpn_head import GuidedFPNHead
 from .segformer_head import GuidedSegformerHead
+from .uper_head import GuidedUPerHead
 
-__all__ = ['BoundaryIoU', 'GuidedFPN', 'GuidedSegformerHead']
+__all__ = [
+    'BoundaryIoU',
+    'GuidedFPN',
+    'GuidedFPNHead',
+    'GuidedSegformerHead',
+    'GuidedUPerHead',
+]

@@ -4,12 +4,42 @@ mmseg and mmdet each have an FPN of their own with the same structure; the hosts
 `sapa_mm.segmentation` and `sapa_mm.detection` put this in front of theirs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .build import build_steps
+
+
+def level_steps(coarsest: int, finest: int, channels: int) -> dict[str, tuple[int, int]]:
+    """Name the steps of a top-down path, as `build_steps` takes them.
+
+    Args:
+        coarsest: Number of the level that the path starts from, 1 for c1.
+        finest: Number of the level that it ends at.
+        channels: Width of all levels.
+
+    Returns:
+        ``{'c4_c3': (channels, channels), ...}``, in the path's order; empty for a single level.
+    """
+    return {f'c{i}_c{i - 1}': (channels, channels) for i in range(coarsest, finest, -1)}
+
+
+def merge_top_down(laterals: Sequence[Tensor], upsamplers: Iterable[nn.Module]) -> list[Tensor]:
+    """Add to every level what comes from above: ``guide + up(x, guide)``, the guide its lateral.
+
+    Args:
+        laterals: Features (N, C, H_i, W_i), fine to coarse.
+        upsamplers: One a step, in the path's order.
+
+    Returns:
+        Features of the laterals' shapes, fine to coarse.
+    """
+    merged = [laterals[-1]]
+    for upsampler, guide in zip(upsamplers, laterals[-2::-1], strict=True):
+        merged.append(guide + upsampler(merged[-1], guide))
+    return merged[::-1]
 
 
 class GuidedTopDown:
@@ -23,7 +53,7 @@ class GuidedTopDown:
     Args:
         *args: The FPN's arguments.
         upsample_cfg: Config of the upsamplers, with a ``type``. Without a ``type`` it keeps the
-            FPN's meaning, arguments of ``F.interpolate``. Default: ``dict(mode='nearest')``.
+            FPN's meaning, arguments of ``F.interpolate``. Default: the FPN's own, nearest.
         step_cfgs: Name of a step, to the options that differ there. Default: none.
         **kwargs: The FPN's arguments.
 
@@ -39,20 +69,20 @@ class GuidedTopDown:
         step_cfgs: dict | None = None,
         **kwargs: object,
     ):
-        upsample_cfg = {'mode': 'nearest'} if upsample_cfg is None else upsample_cfg
-        if not isinstance(upsample_cfg, Mapping):
+        if not isinstance(upsample_cfg, Mapping | None):
             raise TypeError(f'upsample_cfg: expected a dict, got {upsample_cfg!r}')
-        super().__init__(*args, upsample_cfg=upsample_cfg, **kwargs)
+        guided = upsample_cfg is not None and 'type' in upsample_cfg
+        if upsample_cfg is not None and not guided:
+            kwargs['upsample_cfg'] = upsample_cfg
+        super().__init__(*args, **kwargs)
         self.upsamplers = None
-        if 'type' in upsample_cfg:
-            channels = (self.out_channels, self.out_channels)
-            top, bottom = self.backbone_end_level, self.start_level + 1
-            steps = {f'c{i}_c{i - 1}': channels for i in range(top, bottom, -1)}
+        if guided:
+            steps = level_steps(self.backbone_end_level, self.start_level + 1, self.out_channels)
             self.upsamplers = build_steps(upsample_cfg, step_cfgs, steps)
         elif step_cfgs:
             raise ValueError(
                 'step_cfgs: expected an upsample_cfg with a type beside it, got '
-                f'upsample_cfg={dict(upsample_cfg)!r}'
+                f'upsample_cfg={upsample_cfg!r}'
             )
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -75,12 +105,14 @@ class GuidedTopDown:
             )
         used = inputs[self.start_level : self.backbone_end_level]
         laterals = [conv(x) for conv, x in zip(self.lateral_convs, used, strict=True)]
-        for step, upsampler in enumerate(self.upsamplers.values(), 2):
-            x, guide = laterals[-step + 1], laterals[-step]
-            laterals[-step] = guide + upsampler(x, guide)
-        convs = self.fpn_convs[: len(laterals)]
-        outs = [conv(x) for conv, x in zip(convs, laterals, strict=True)]
+        laterals = merge_top_down(laterals, self.upsamplers.values())
+        outs = self._outputs(laterals)
         return (*outs, *self._extra_levels(inputs, laterals, outs))
+
+    def _outputs(self, laterals: list[Tensor]) -> list[Tensor]:
+        """The levels of the backbone, from the merged laterals."""
+        convs = self.fpn_convs[: len(laterals)]
+        return [conv(x) for conv, x in zip(convs, laterals, strict=True)]
 
     def _extra_levels(
         self, inputs: Sequence[Tensor], laterals: list[Tensor], outs: list[Tensor]

@@ -1,4 +1,4 @@
-"""GuidedFPN of both frameworks: the same tests, for they are the same host."""
+"""GuidedFPN of both frameworks and GuidedPAFPN: the same tests, for they are the same host."""
 
 import mmdet.models.necks
 import mmseg.models.necks
@@ -14,6 +14,7 @@ from sapa_mm.ops import reference
 PAIRS = {
     'mmseg': (mmseg.models.necks.FPN, sapa_mm.segmentation.GuidedFPN),
     'mmdet': (mmdet.models.necks.FPN, sapa_mm.detection.GuidedFPN),
+    'PAFPN': (mmdet.models.necks.PAFPN, sapa_mm.detection.GuidedPAFPN),
 }
 CHANNELS = [8, 12, 16, 20]
 OPTIONS = [
@@ -32,6 +33,11 @@ def pair(request):
     return PAIRS[request.param]
 
 
+@pytest.fixture(params=['mmseg', 'mmdet'])
+def fpn_pair(request):
+    return PAIRS[request.param]
+
+
 def features(sizes=((33, 45), (17, 23), (9, 12), (5, 6))):
     return [torch.randn(2, c, *size) for c, size in zip(CHANNELS, sizes, strict=True)]
 
@@ -42,18 +48,26 @@ def build(cls, **options):
     return neck
 
 
-@pytest.mark.parametrize('options', OPTIONS)
-@pytest.mark.parametrize('sizes', [((33, 45), (17, 23), (9, 12), (5, 6)), ((32, 48),) * 4])
-def test_nearest_is_the_parent_bit_for_bit(pair, options, sizes):
+def assert_nearest_is_the_parent(pair, inputs, options):
     plain, guided = pair
     parent = build(plain, **options)
     ours = build(guided, upsample_cfg=dict(type='nearest'), **options)
     ours.load_state_dict(parent.state_dict(), strict=True)
-    inputs = features(sizes)
     expected, got = parent(inputs), ours(inputs)
     assert isinstance(got, tuple)
     assert len(got) == len(expected) == options['num_outs']
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize('options', OPTIONS)
+def test_nearest_is_the_parent_bit_for_bit(pair, options):
+    assert_nearest_is_the_parent(pair, features(), options)
+
+
+@pytest.mark.parametrize('options', OPTIONS)
+def test_nearest_is_the_parent_at_equal_sizes(fpn_pair, options):
+    # PAFPN's bottom-up path halves, whatever the sizes.
+    assert_nearest_is_the_parent(fpn_pair, features(((32, 48),) * 4), options)
 
 
 def test_levels_that_are_not_used(pair):
@@ -74,8 +88,8 @@ def test_levels_that_are_not_used(pair):
 @pytest.mark.parametrize(
     'cfg', [dict(mode='bilinear', align_corners=False), dict(scale_factor=2.0)]
 )
-def test_without_a_type_upsample_cfg_means_what_it_means_to_the_parent(pair, cfg):
-    plain, guided = pair
+def test_without_a_type_upsample_cfg_means_what_it_means_to_the_parent(fpn_pair, cfg):
+    plain, guided = fpn_pair
     parent, ours = build(plain, upsample_cfg=cfg), build(guided, upsample_cfg=cfg)
     ours.load_state_dict(parent.state_dict(), strict=True)
     inputs = features(((32, 48), (16, 24), (8, 12), (4, 6)))
@@ -103,6 +117,10 @@ def test_each_lateral_is_guided_by_the_next(pair):
         )
         merged[i - 1] = guide + reference.point_affiliation(query, key, x)
     expected = [conv(x) for conv, x in zip(neck.fpn_convs, merged, strict=True)]
+    if guided is sapa_mm.detection.GuidedPAFPN:
+        for i in (0, 1, 2):
+            expected[i + 1] = expected[i + 1] + neck.downsample_convs[i](expected[i])
+        expected[1:] = [neck.pafpn_convs[i](expected[i + 1]) for i in (0, 1, 2)]
     for got, want in zip(neck(inputs), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
 
@@ -158,6 +176,12 @@ def test_steps_can_differ(pair):
 def test_found_by_name_in_either_framework():
     for registry, name in ((MMSEG_MODELS, 'mmseg'), (MMDET_MODELS, 'mmdet')):
         assert registry.get('GuidedFPN') is PAIRS[name][1]
+    assert MMDET_MODELS.get('GuidedPAFPN') is PAIRS['PAFPN'][1]
+
+
+def test_pafpn_has_no_options_of_interpolation():
+    with pytest.raises(ValueError, match=r'upsample_cfg: expected type SAPA.*got none'):
+        build(sapa_mm.detection.GuidedPAFPN, upsample_cfg=dict(mode='bilinear'))
 
 
 def test_bad_input(pair):
