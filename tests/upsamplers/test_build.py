@@ -102,7 +102,7 @@ def test_a_module_of_a_frameworks_registry():
         ('SAPA', TypeError, "upsample_cfg: expected a dict with a type, got 'SAPA'"),
         (dict(), ValueError, 'upsample_cfg: expected type SAPA, .*nearest.*got none'),
         (dict(mode='nearest'), ValueError, 'upsample_cfg: .*got none'),
-        (dict(type='SAPPA'), ValueError, "SAPA, nearest, bilinear, .*got 'SAPPA'"),
+        (dict(type='SAPPA'), ValueError, "SAPA, .*nearest, bilinear, .*got 'SAPPA'"),
         (dict(type='SAPA', similarity='dot'), ValueError, "similarity: .*inner.*got 'dot'"),
         (dict(type='SAPA', mode='nearest'), TypeError, 'mode'),
         (dict(type='deconv', stride=(2, 2)), TypeError, 'stride: expected a positive int'),
