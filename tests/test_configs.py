@@ -1,24 +1,183 @@
-"""Every config builds, trains a step and predicts, and so do the README's own changes."""
+"""Every config is what its name and its page say, builds, trains a step and predicts."""
 
 import copy
+import functools
 import re
 from pathlib import Path
+from typing import ClassVar, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from mmdet.structures import DetDataSample
+from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
-from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
-from mmengine.structures import BaseDataElement, InstanceData, PixelData
+from mmengine.dataset import Compose
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import MODELS, PARAM_SCHEDULERS, TRANSFORMS, init_default_scope
+from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
+from PIL import Image
+from torch import Tensor, nn
 
-from sapa_mm.upsamplers import SAPA
+from sapa_mm import upsamplers
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / 'configs').glob('[!_]*/*.py'))
-SIMILARITY = {'i': 'inner', 'b': 'bilinear', 'g': 'gated'}
+# The reconstruction experiment trains models and data of its own, and has tests of its own.
+CONFIGS = sorted(
+    path for path in (ROOT / 'configs').glob('[!_]*/*.py') if path.parent.name != 'reconstruction'
+)
+FAMILIES = sorted({path.parent for path in CONFIGS})
+PAGES = ['README.md', *(str(p.relative_to(ROOT)) for p in (ROOT / 'configs').glob('*/README.md'))]
+SIZE = 64  # of the test images
+CLASSES = (1, 3, 7)  # in their truth
+
+
+class Model(NamedTuple):
+    """What a model's configs have in common, whatever the upsampler."""
+
+    baseline: str  # the config without upsamplers, under configs/ or of the framework, if any
+    host: str
+    steps: tuple[str, ...]
+    learning_rate: float  # of the host, and so of the upsamplers
+    width: int = 256
+    size: tuple[int, int] = (640, 640)  # of the images that the page's complexity is for
+
+
+FPN = ('c4_c3', 'c3_c2', 'c2_c1')
+SEGFORMER = ('c4_c3', 'c4_c2', 'c4_c1', 'c3_c2', 'c3_c1', 'c2_c1')
+SEGFORMER_B1 = 'segformer_mit-b1_{}_8xb2-160k_ade20k-512x512.py'
+MASK2FORMER = 'mask2former_swin-b-in22k-384x384-pre_{}_8xb2-160k_ade20k-640x640.py'
+MODEL_OF = {
+    'segformer_mit-b1': Model(
+        f'baseline/{SEGFORMER_B1.format("bilinear")}',
+        'GuidedSegformerHead',
+        SEGFORMER,
+        6e-4,  # the head's is ten times the backbone's
+        size=(512, 512),
+    ),
+    'segformer_mit-t': Model(
+        'sapa/segformer_mit-t_bilinear_1xb8-600_toy-160x160.py',
+        'GuidedSegformerHead',
+        SEGFORMER,
+        1e-3,
+        width=64,
+    ),
+    'maskformer_swin-b': Model(
+        'baseline/maskformer_swin-b_nearest_8xb2-160k_ade20k-640x640.py',
+        'GuidedPixelDecoder',
+        FPN,
+        6e-5,
+    ),
+    'mask2former_swin-b-in22k-384x384-pre': Model(
+        f'baseline/{MASK2FORMER.format("bilinear")}',
+        'GuidedMSDeformAttnPixelDecoder',
+        ('c2_c1',),
+        1e-4,
+    ),
+    'fpn_r50': Model(
+        'mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py',
+        'GuidedFPN',
+        FPN,
+        0.01,
+        size=(512, 512),
+    ),
+    'faster-rcnn_r50_fpn': Model(
+        'baseline/faster-rcnn_r50_fpn_nearest_1x_coco.py', 'GuidedFPN', FPN, 0.02, size=(800, 1344)
+    ),
+    'faster-rcnn_r18_fpn': Model('', 'GuidedFPN', FPN, 0.01, width=64),
+    'mask-rcnn_r50_fpn': Model(
+        'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', 'GuidedFPN', FPN, 0.02, size=(800, 1344)
+    ),
+    'retinanet_r50_fpn': Model(
+        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+        'GuidedFPN',
+        FPN[:2],
+        0.01,
+        size=(800, 1344),
+    ),
+}
+SAPA_B = dict(similarity='bilinear', embed_dims=32, kernel_size=5, normalization='softmax')
+#: Type and attributes of the upsamplers by the field of the config's name that says them.
+UPSAMPLERS = {
+    'bilinear': None,
+    'nearest': None,
+    'carafe': ('CARAFE', dict(scale_factor=2, kernel_size=5, groups=1)),
+    'index-net': ('IndexNet', dict(variant='hin')),
+    'a2u': (
+        'A2U',
+        dict(mode='dynamic', kernel_size=3, encoder_kernel=6, channel_wise=False, paired=False),
+    ),
+    'sapa-i': ('SAPA', dict(SAPA_B, similarity='inner', embed_dims=256)),
+    'sapa-b': ('SAPA', SAPA_B),
+    'sapa-p': ('SAPA', dict(SAPA_B, similarity='plain')),
+    'sapa-g': (
+        'SAPA',
+        dict(SAPA_B, similarity='gated', self_projection='separate', self_input='normalized'),
+    ),
+}
+ABLATIONS = {
+    **{f'k{size}': dict(kernel_size=size) for size in (3, 7)},
+    **{f'd{width}': dict(embed_dims=width) for width in (16, 64, 128)},
+    **{name: dict(normalization=name) for name in ('none', 'relu', 'sigmoid', 'softplus')},
+}
+#: Standard deviations that the upsamplers' own initialization gives, and that of no host does.
+INITIALIZATION = {'query_proj.weight': 0.02, 'content_encoder.weight': 0.001}
+
+
+class Name(NamedTuple):
+    """A config's name, taken apart."""
+
+    model: Model
+    upsampler: tuple[str, dict] | None
+    batch_size: int | None
+    length: str
+    size: tuple[int, int] | None
+
+
+def parse(path: Path) -> Name:
+    """What the fields of a config's name say: model, upsampler, ablation, schedule and data."""
+    model, rest = next(
+        (MODEL_OF[key], path.stem.removeprefix(f'{key}_').split('_'))
+        for key in MODEL_OF
+        if path.stem.startswith(f'{key}_')
+    )
+    upsampler = UPSAMPLERS[rest.pop(0)]
+    if rest[0] in ABLATIONS:
+        upsampler = (upsampler[0], {**upsampler[1], **ABLATIONS[rest.pop(0)]})
+    schedule, data = rest
+    match = re.fullmatch(r'\d+xb(\d+)-(\w+)', schedule)
+    batch_size, length = (int(match[1]), match[2]) if match else (None, schedule)
+    size = re.search(r'(\d+)x(\d+)$', data)
+    return Name(model, upsampler, batch_size, length, size and (int(size[1]), int(size[2])))
+
+
+@functools.cache
+def load(path: Path | str) -> Config:
+    """A config from a path, from below configs/, or a framework's own as 'mmseg::...'."""
+    if '::' in str(path):
+        return Config.fromstring(f'_base_ = {path!r}', '.py')  # marks its scopes as a config's base
+    return Config.fromfile(ROOT / 'configs' / path)
+
+
+@MODELS.register_module()
+class BuiltOnce(nn.Module):
+    """Swin-B as fixed features: to build its 87 M parameters again takes longer than the rest.
+
+    Args:
+        cfg: Config of the backbone, which all models with this config share.
+    """
+
+    built: ClassVar[dict[str, nn.Module]] = {}
+
+    def __init__(self, cfg: dict):
+        super().__init__()
+        self.key = repr(cfg)
+        if self.key not in self.built:
+            self.built[self.key] = MODELS.build(cfg).requires_grad_(False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.built[self.key](images)
 
 
 def offline(cfg: Config) -> Config:
@@ -29,78 +188,273 @@ def offline(cfg: Config) -> Config:
     cfg.model.backbone.init_cfg = None
     for part in ('backbone', 'neck', 'decode_head'):
         norm = cfg.model.get(part, {}).get('norm_cfg')
-        if norm:
+        if norm and norm.type == 'SyncBN':
             norm.type = 'BN'
+    if cfg.model.backbone.type == 'SwinTransformer':
+        cfg.model.backbone = dict(type='BuiltOnce', cfg=cfg.model.backbone.to_dict())
+    if cfg.default_scope == 'mmdet':
+        # Untrained scores are small, and a prediction without boxes would show little.
+        test_cfg = cfg.model.test_cfg
+        test_cfg.get('rcnn', test_cfg).score_thr = 0.0
+        if 'rcnn' in test_cfg:
+            # As many regions as an image of this size has room for.
+            test_cfg.rpn.max_per_img = cfg.model.train_cfg.rpn_proposal.max_per_img = 100
+            cfg.model.train_cfg.rcnn.sampler.num = 32
     return cfg
 
 
-def sample(cfg: Config, size: int = 64) -> tuple[torch.Tensor, BaseDataElement]:
-    """A random image with its truth, as the framework's own pipelines pack them."""
-    image = torch.randint(0, 256, (3, size, size), dtype=torch.uint8)
-    shape = dict(img_shape=(size, size), ori_shape=(size, size), pad_shape=(size, size))
-    if cfg.default_scope == 'mmseg':
-        classes = cfg.model.decode_head.num_classes
-        truth = SegDataSample(metainfo=shape)
-        truth.gt_sem_seg = PixelData(data=torch.randint(0, classes, (1, size, size)))
-    else:
-        truth = DetDataSample(metainfo=dict(shape, scale_factor=(1.0, 1.0)))
-        truth.gt_instances = InstanceData(
-            bboxes=torch.tensor([[8.0, 8.0, 40.0, 56.0]]), labels=torch.tensor([3])
-        )
-    return image, truth
+def samples(cfg: Config) -> dict:
+    """Two random images with their truth, as the framework's own pipelines pack them."""
+    if cfg.default_scope == 'mmdet':
+        with_mask = 'mask_head' in cfg.model.get('roi_head', {})
+        return demo_mm_inputs(2, (3, SIZE, SIZE), num_items=[2, 3], with_mask=with_mask)
+    shape = (SIZE, SIZE)
+    batch = {'inputs': [], 'data_samples': []}
+    for _ in range(2):
+        truth = SegDataSample(metainfo=dict(img_shape=shape, ori_shape=shape, pad_shape=shape))
+        # One object on either side of a third.
+        columns = torch.tensor(CLASSES).repeat_interleave(torch.tensor([20, 20, SIZE - 40]))
+        truth.gt_sem_seg = PixelData(data=columns.expand(1, SIZE, SIZE).clone())
+        batch['inputs'].append(torch.randint(0, 256, (3, SIZE, SIZE), dtype=torch.uint8))
+        batch['data_samples'].append(truth)
+    return batch
 
 
-def step_and_predict(cfg: Config) -> torch.nn.Module:
-    """Train one step with the config's own optimizer, then predict."""
+def build(cfg: Config) -> nn.Module:
+    """The model of a config that went through `offline`, for images of the test's size."""
     init_default_scope(cfg.default_scope)
-    cfg = offline(cfg)
     model = MODELS.build(cfg.model)
     model.init_weights()
-    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    image, truth = sample(cfg)
-    # Two images: a batch norm over one 1x1 map has nothing to normalize.
-    batch = {'inputs': [image, image.flip(2)], 'data_samples': [truth, copy.deepcopy(truth)]}
     if cfg.default_scope == 'mmseg':
-        model.data_preprocessor.size = tuple(image.shape[1:])
-    before = {n: p.detach().clone() for n, p in model.named_parameters() if 'upsamplers' in n}
-    losses = model.train_step(batch, optim_wrapper)
-    assert all(v.isfinite() for v in losses.values())
-    after = dict(model.named_parameters())
-    assert all((after[n] != p).any() for n, p in before.items() if n.endswith('query_proj.weight'))
-    with torch.no_grad():
-        (result,) = model.eval().test_step({'inputs': [image], 'data_samples': [truth]})
-    if cfg.default_scope == 'mmseg':
-        assert result.pred_sem_seg.data.shape == (1, 64, 64)
-    else:
-        assert set(result.pred_instances.keys()) >= {'bboxes', 'labels', 'scores'}
+        model.data_preprocessor.size = (SIZE, SIZE)
     return model
 
 
-def upsamplers(model: torch.nn.Module) -> list[SAPA]:
-    return [m for m in model.modules() if isinstance(m, SAPA)]
+def host_of(model: nn.Module) -> nn.Module | None:
+    """The part of a model that has upsamplers, if one has."""
+    hosts = [module for module in model.modules() if hasattr(module, 'upsamplers')]
+    assert len(hosts) <= 1
+    return hosts[0] if hosts else None
+
+
+def trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {n: p for n, p in module.named_parameters() if p.requires_grad}
+
+
+def check_optimizer(host: nn.Module, optim_wrapper: OptimWrapper, cfg: Config, rate: float) -> None:
+    """All of the host trains at one rate and decay, the upsamplers included.
+
+    Only where the config leaves the decay off all normalization layers, those of the upsamplers
+    have none.
+    """
+    groups = {id(p): g for g in optim_wrapper.param_groups for p in g['params']}
+    rates = [groups[id(p)]['lr'] for p in trained(host).values()]
+    assert rates == pytest.approx([rate] * len(rates))
+    decay = cfg.optim_wrapper.optimizer.weight_decay
+    exempt = cfg.optim_wrapper.get('paramwise_cfg', {}).get('norm_decay_mult') == 0
+    for module in host.upsamplers.modules():
+        expected = 0 if exempt and isinstance(module, nn.LayerNorm | nn.BatchNorm2d) else decay
+        for parameter in module.parameters(recurse=False):
+            assert groups[id(parameter)]['weight_decay'] == expected
+
+
+def train_step(model: nn.Module, optim_wrapper: OptimWrapper, batch: dict) -> None:
+    """One step of the config's own optimizer moves every parameter of the upsamplers."""
+    before = {n: p.detach().clone() for n, p in trained(model).items() if 'upsamplers' in n}
+    data = model.data_preprocessor(copy.deepcopy(batch), training=True)
+    loss, logged = model.parse_losses(model(**data, mode='loss'))
+    assert loss > 0
+    assert all(value.isfinite() for value in logged.values())
+    optim_wrapper.backward(loss)
+    after = trained(model)
+    for name in before:
+        assert after[name].grad.isfinite().all(), name
+        assert after[name].grad.any(), name
+    optim_wrapper.step()
+    for name, value in before.items():
+        assert after[name].isfinite().all(), name
+        assert not after[name].equal(value), name
+
+
+@torch.no_grad()
+def predict(model: nn.Module, batch: dict) -> None:
+    """The prediction has the image's size and is one."""
+    batch = {key: values[:1] for key, values in copy.deepcopy(batch).items()}
+    (result,) = model.eval().test_step(batch)
+    if 'pred_sem_seg' in result:
+        assert result.pred_sem_seg.data.shape == (1, SIZE, SIZE)
+        assert result.seg_logits.data.shape == (model.decode_head.num_classes, SIZE, SIZE)
+        assert result.seg_logits.data.isfinite().all()
+        return
+    found = result.pred_instances
+    assert len(found) == 100
+    assert found.bboxes.isfinite().all()
+    assert 0 <= found.bboxes.min() < found.bboxes.max() <= SIZE
+    assert found.scores.isfinite().all()
+    if model.with_mask:
+        assert found.masks.shape == (100, SIZE, SIZE)
+
+
+def step_and_predict(cfg: Config, model: nn.Module) -> None:
+    """Train one step with the config's own optimizer, then predict."""
+    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    batch = samples(cfg)
+    train_step(model, optim_wrapper, batch)
+    predict(model, batch)
+
+
+def check_upsamplers(host: nn.Module, name: Name) -> None:
+    """The upsamplers, and their host, are those that the config's name says."""
+    kind, attributes = name.upsampler
+    assert type(host).__name__ == name.model.host
+    assert tuple(host.upsamplers) == name.model.steps
+    for module in host.upsamplers.values():
+        assert type(module) is getattr(upsamplers, kind)
+        assert module.in_channels == module.guide_channels == name.model.width
+        assert {key: getattr(module, key) for key in attributes} == attributes
+        for parameter, value in module.named_parameters():
+            if parameter in INITIALIZATION:
+                assert value.detach().std() == pytest.approx(INITIALIZATION[parameter], rel=0.1), (
+                    parameter
+                )
+
+
+def row_of(path: Path) -> list[str] | None:
+    """The cells that a config's page has about it, after that with its link."""
+    page = (path.parent / 'README.md').read_text()
+    found = re.findall(rf'^\|.*\]\({re.escape(path.name)}\) \| (.*) \|$', page, re.M)
+    assert len(found) == ('toy' not in path.name), f'{len(found)} rows of {path.name}'
+    return found[0].split(' | ') if found else None
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_config(path):
-    cfg = Config.fromfile(path)
+    name, cfg = parse(path), offline(load(path))
     assert cfg.custom_imports.imports == ['sapa_mm']
-    model = step_and_predict(cfg)
-    found = upsamplers(model)
-    letter = re.search(r'sapa-([ibg])', path.stem)
-    if letter is None:
-        assert not found
-        return
-    assert {m.similarity for m in found} == {SIMILARITY[letter[1]]}
-    assert len(found) == (6 if 'segformer' in path.stem else 3)
+    model = build(cfg)
+    host = host_of(model)
+    steps = dict(host.upsamplers.items()) if host else {}
+    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    assert bool(host) == bool(name.upsampler)
+    if host:
+        check_upsamplers(host, name)
+        check_optimizer(host, optim_wrapper, cfg, name.model.learning_rate)
+    sizes = {}
+    for step, module in steps.items():
+        module.register_forward_hook(
+            lambda module, args, out, step=step: sizes.update({step: [a.shape[2:] for a in args]})
+        )
+    batch = samples(cfg)
+    train_step(model, optim_wrapper, batch)
+    predict(model, batch)
+    assert list(sizes) == list(steps)
+
+    row = row_of(path)
+    if row and host:
+        parameters = sum(p.numel() for p in host.upsamplers.parameters())
+        ratio = [side / SIZE for side in name.model.size]
+        flops = sum(
+            module.flops(*[(round(h * ratio[0]), round(w * ratio[1])) for h, w in sizes[step]])
+            for step, module in steps.items()
+        )
+        assert row[:2] == [f'{parameters:,}', f'{flops / 1e9:.2f}']
+
+
+def without_upsamplers(cfg: Config) -> dict:
+    """A config as it would be had its host no upsamplers."""
+    cfg = copy.deepcopy(cfg)
+    cfg.pop('upsampler', None)
+    model = cfg.model
+    head = model.get('decode_head', {})
+    for part in (model.get('neck'), head, head.get('pixel_decoder')):
+        if part and part.pop('upsample_cfg', None):
+            part.type = part.type.replace('Guided', '')
+    return cfg.to_dict()
+
+
+COMPARED = [path for path in CONFIGS if parse(path).model.baseline]
+
+
+@pytest.mark.parametrize('path', COMPARED, ids=lambda path: path.stem)
+def test_nothing_but_the_upsampling_differs_from_the_baseline(path):
+    expected = load(parse(path).model.baseline).to_dict()
+    expected['custom_imports'] = dict(imports=['sapa_mm'], allow_failed_imports=False)
+    assert without_upsamplers(load(path)) == expected
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_schedule_and_data_are_those_of_the_name(path):
+    name, cfg = parse(path), load(path)
+    if name.batch_size:
+        assert cfg.train_dataloader.batch_size == name.batch_size
+    train = cfg.train_cfg
+    if name.length == '1x':
+        assert train.max_epochs == 12
+    else:
+        assert train.max_iters == int(name.length.replace('k', '000'))
+    if cfg.default_scope == 'mmseg':
+        assert cfg.model.data_preprocessor['size'] == name.size
+
+
+@pytest.mark.parametrize(
+    'model', [m for m in MODEL_OF.values() if 'ade20k' in m.baseline], ids=lambda m: m.baseline
+)
+def test_pipelines_give_images_of_the_size_in_the_name(model, tmp_path):
+    cfg = load(model.baseline)
+    init_default_scope('mmseg')
+    data = dict(img_path=str(tmp_path / 'image.png'), seg_map_path=str(tmp_path / 'truth.png'))
+    data.update(reduce_zero_label=True, seg_fields=[], label_map=None)
+    image = np.random.default_rng(0).integers(256, size=(48, 64, 3), dtype=np.uint8)
+    Image.fromarray(image).save(data['img_path'])
+    Image.fromarray(image[..., 0] % 4).save(data['seg_map_path'])
+    preprocessor = MODELS.build(cfg.model.data_preprocessor)
+    for loader, shape in (
+        (cfg.train_dataloader, model.size),
+        # The shorter side, and the longer in proportion.
+        (cfg.val_dataloader, (model.size[0], round(model.size[1] * 64 / 48))),
+    ):
+        packed = Compose(loader.dataset.pipeline)(dict(data))
+        batch = {key: [value] for key, value in packed.items()}
+        batch = preprocessor(batch, training=loader is cfg.train_dataloader)
+        assert batch['inputs'].shape[2:] == shape
+
+
+def test_maskformers_baseline_is_put_together_of_stock_parts():
+    cfg = load(MODEL_OF['maskformer_swin-b'].baseline)
+    mask2former = load(f'mmseg::mask2former/{MASK2FORMER.replace("_{}", "")}')
+    data = load('mmseg::_base_/datasets/ade20k_640x640.py')
+    shared = cfg.model.backbone.keys() & mask2former.model.backbone.keys()
+    assert len(shared) == 15
+    for key in shared:
+        assert cfg.model.backbone[key] == mask2former.model.backbone[key], key
+    assert cfg.model.decode_head.in_channels == mask2former.model.decode_head.in_channels
+    assert cfg.model.data_preprocessor == mask2former.model.data_preprocessor
+    assert cfg.train_dataloader.dataset == data.train_dataloader.dataset
+    assert cfg.val_dataloader.dataset == cfg.test_dataloader.dataset == data.val_dataloader.dataset
+
+
+@pytest.mark.parametrize('model', MODEL_OF.values(), ids=MODEL_OF)
+def test_the_framework_builds_the_rest_and_reads_what_it_dumps(model):
+    path = next(p for p in CONFIGS if parse(p).model is model and parse(p).upsampler)
+    cfg = load(path)
+    assert Config.fromstring(cfg.pretty_text, '.py').to_dict() == cfg.to_dict()
+    init_default_scope(cfg.default_scope)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        assert all(TRANSFORMS.build(transform) for transform in loader.dataset.pipeline)
+    layer = nn.Linear(1, 1)
+    optimizer = build_optim_wrapper(layer, cfg.optim_wrapper)
+    for scheduler in cfg.param_scheduler:
+        PARAM_SCHEDULERS.build(dict(scheduler, optimizer=optimizer))
+    rate = optimizer.get_lr()['lr'][0] / cfg.optim_wrapper.optimizer.lr
+    assert rate == pytest.approx(cfg.param_scheduler[0].get('start_factor', 1.0))
 
 
 def test_segformer_b1_with_sapa_b_has_the_papers_size():
     # 13.7 M and the .10 M that Table 2 of the paper adds.
-    cfg = Config.fromfile(CONFIGS[0].parent / 'segformer_mit-b1_sapa-b_8xb2-160k_ade20k-512x512.py')
-    init_default_scope('mmseg')
-    model = MODELS.build(offline(cfg).model)
+    model = build(offline(load(f'sapa/{SEGFORMER_B1.format("sapa-b")}')))
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == 13.8
-    assert sum(p.numel() for m in upsamplers(model) for p in m.parameters()) == 104_832
+    added = sum(p.numel() for p in host_of(model).upsamplers.parameters())
+    assert added == 104_832
 
 
 def readme_changes() -> dict[str, str]:
@@ -113,11 +467,13 @@ def readme_changes() -> dict[str, str]:
 def test_the_readmes_change_to_a_stock_config(framework, tmp_path):
     path = tmp_path / 'mine.py'
     path.write_text(readme_changes()[framework])
-    model = step_and_predict(Config.fromfile(path))
-    assert len(upsamplers(model)) == {'mmseg': 6, 'mmdet': 3}[framework]
+    cfg = offline(load(path))
+    model = build(cfg)
+    step_and_predict(cfg, model)
+    assert len(host_of(model).upsamplers) == {'mmseg': 6, 'mmdet': 3}[framework]
 
 
-@pytest.mark.parametrize('page', ['README.md', 'configs/sapa/README.md'])
+@pytest.mark.parametrize('page', PAGES)
 def test_relative_links_lead_somewhere(page):
     text = (ROOT / page).read_text()
     links = re.findall(r'\]\((?!http)([^)#]+)\)', text)
@@ -125,9 +481,23 @@ def test_relative_links_lead_somewhere(page):
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
-def test_metafiles_list_every_config():
-    for metafile in (ROOT / 'configs').glob('*/metafile.yml'):
-        models = yaml.safe_load(metafile.read_text())['Models']
-        listed = {ROOT / model['Config'] for model in models}
-        assert listed == set(metafile.parent.glob('*.py')) - set(metafile.parent.glob('*toy*'))
-        assert all(model['Name'] == Path(model['Config']).stem for model in models)
+@pytest.mark.parametrize('family', FAMILIES, ids=lambda family: family.name)
+def test_metafile_and_page_list_every_config_with_the_same_results(family):
+    metafile = yaml.safe_load((family / 'metafile.yml').read_text())
+    models = metafile['Models']
+    (collection,) = metafile['Collections']
+    assert collection['README'] == str((family / 'README.md').relative_to(ROOT))
+    listed = [ROOT / model['Config'] for model in models]
+    assert sorted(listed) == sorted(set(family.glob('*.py')) - set(family.glob('*toy*')))
+    for model, path in zip(models, listed, strict=True):
+        assert model['Name'] == path.stem
+        assert model['In Collection'] == collection['Name']
+        batch_size = load(path).train_dataloader.batch_size
+        assert model['Metadata']['Batch Size'] == batch_size * (4 if '4xb' in path.stem else 8)
+        result = row_of(path)[-1]
+        if 'Results' not in model:
+            assert result == '-'
+            continue
+        ((metric, value),) = model['Results'][0]['Metrics'].items()
+        assert metric.endswith(' (reported by the SAPA paper)')
+        assert float(result) == value

@@ -1,9 +1,3 @@
-_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+_base_ = ['../_base_/models/faster-rcnn_r50_fpn_coco.py', '../_base_/upsamplers/sapa_b.py']
 
-custom_imports = dict(imports=['sapa_mm'], allow_failed_imports=False)
-model = dict(
-    neck=dict(
-        type='GuidedFPN',
-        upsample_cfg=dict(type='SAPA', similarity='bilinear'),
-    )
-)
+model = dict(neck=dict(upsample_cfg=_base_.upsampler))

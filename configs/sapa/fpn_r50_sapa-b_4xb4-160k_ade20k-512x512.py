@@ -1,9 +1,3 @@
-_base_ = 'mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py'
+_base_ = ['../_base_/models/fpn_r50_ade20k.py', '../_base_/upsamplers/sapa_b.py']
 
-custom_imports = dict(imports=['sapa_mm'], allow_failed_imports=False)
-model = dict(
-    neck=dict(
-        type='GuidedFPN',
-        upsample_cfg=dict(type='SAPA', similarity='bilinear'),
-    )
-)
+model = dict(neck=dict(upsample_cfg=_base_.upsampler))

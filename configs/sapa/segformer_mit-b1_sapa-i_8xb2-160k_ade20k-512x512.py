@@ -1,9 +1,3 @@
-_base_ = 'mmseg::segformer/segformer_mit-b1_8xb2-160k_ade20k-512x512.py'
+_base_ = ['../_base_/models/segformer_mit-b1_ade20k.py', '../_base_/upsamplers/sapa_i.py']
 
-custom_imports = dict(imports=['sapa_mm'], allow_failed_imports=False)
-model = dict(
-    decode_head=dict(
-        type='GuidedSegformerHead',
-        upsample_cfg=dict(type='SAPA', similarity='inner'),
-    )
-)
+model = dict(decode_head=dict(upsample_cfg=_base_.upsampler))

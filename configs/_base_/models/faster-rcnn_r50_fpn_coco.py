@@ -1,0 +1,4 @@
+_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+
+custom_imports = dict(imports=['sapa_mm'], allow_failed_imports=False)
+model = dict(neck=dict(type='GuidedFPN'))

@@ -1,0 +1,3 @@
+_base_ = ['../_base_/models/mask2former_swin-b_ade20k.py', '../_base_/upsamplers/index_net.py']
+
+model = dict(decode_head=dict(pixel_decoder=dict(upsample_cfg=_base_.upsampler)))

@@ -1,0 +1,3 @@
+_base_ = ['../_base_/models/maskformer_swin-b_ade20k.py', '../_base_/upsamplers/sapa_i.py']
+
+model = dict(decode_head=dict(pixel_decoder=dict(upsample_cfg=_base_.upsampler)))
