@@ -1,0 +1,292 @@
+"""What `complexity.py` counts: parameters and multiply-adds of a model and its upsampling steps.
+
+A model's figure is mmengine's, in which every upsampler that has a method ``flops`` counts as that
+says; what mmengine made of its layers is taken out. mmengine traces the model, which neither meta
+nor fake tensors allow (their kernels cannot use sizes that are traced), so it runs once, on the
+CPU, with random weights.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+from mmengine.analysis import FlopAnalyzer
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+import sapa_mm  # noqa: F401  registers what configs name
+from sapa_mm.upsamplers import SingleInputUpsampler
+
+Size = tuple[int, int]
+
+
+@dataclasses.dataclass
+class Step:
+    """An upsampling step: a module among the ``upsamplers`` of a host.
+
+    Attributes:
+        host: Path of the host in the model, such as ``'decode_head'``.
+        name: Of the step, such as ``'c4_c3'``.
+        kind: Type of the upsampler, with what names its variant.
+        sizes: (H, W) of x and (Hg, Wg) of the guide, in every call.
+        params: Parameters.
+        flops: Multiply-adds of one image, in all calls; None while nobody counted them.
+        exact: Whether they are the upsampler's own figure rather than mmengine's.
+    """
+
+    host: str
+    name: str
+    kind: str
+    sizes: list[tuple[Size, Size]]
+    params: int
+    flops: int | None
+    exact: bool
+
+    @property
+    def path(self) -> str:
+        """Of the upsampler in the model."""
+        return '.'.join([*filter(None, [self.host]), 'upsamplers', self.name])
+
+
+@dataclasses.dataclass
+class Complexity:
+    """Of a model that takes one image.
+
+    Attributes:
+        model: Its type.
+        shape: (C, H, W) of the image.
+        params: Parameters, without those of auxiliary heads.
+        flops: Multiply-adds.
+        proposals: How many boxes a two-stage detector's RoI head got; None for other models.
+        steps: The upsampling steps.
+        uncounted: Operators outside the exact steps that add nothing to ``flops``, and how often
+            they ran.
+    """
+
+    model: str
+    shape: tuple[int, int, int]
+    params: int
+    flops: int
+    proposals: int | None
+    steps: list[Step]
+    uncounted: dict[str, int]
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def describe(upsampler: nn.Module) -> str:
+    """Type of an upsampler, and its variant if it has one: ``'SAPA gated'``."""
+    if isinstance(upsampler, SingleInputUpsampler):
+        layer = upsampler.layer
+        return layer.mode if isinstance(layer, nn.Upsample) else type(layer).__name__
+    options = (getattr(upsampler, name, None) for name in ('similarity', 'variant', 'mode'))
+    return ' '.join([type(upsampler).__name__, *(o for o in options if isinstance(o, str))])
+
+
+def find_steps(model: nn.Module) -> list[tuple[Step, nn.Module]]:
+    """Every step of a model, not yet counted, and its upsampler."""
+    found = []
+    for path, host in model.named_modules():
+        upsamplers = getattr(host, 'upsamplers', None)
+        if isinstance(upsamplers, nn.ModuleDict):
+            for name, upsampler in upsamplers.items():
+                params = count_parameters(upsampler)
+                exact = hasattr(upsampler, 'flops')
+                step = Step(path, name, describe(upsampler), [], params, None, exact)
+                found.append((step, upsampler))
+    return found
+
+
+@contextlib.contextmanager
+def recording(model: nn.Module) -> Iterator[list[Step]]:
+    """Give the steps of a model, and complete them by what happens inside the block.
+
+    Whatever the upsamplers are called with there is recorded, and at its end those that have
+    ``flops`` are counted by that.
+    """
+    steps = find_steps(model)
+    handles = []
+    for step, upsampler in steps:
+
+        def record(module: nn.Module, args: tuple, kwargs: dict, step: Step = step) -> None:
+            x, guide, *_ = inspect.signature(module.forward).bind(*args, **kwargs).args
+            # In a trace a size is a tensor.
+            low, high = (tuple(int(n) for n in tensor.shape[2:]) for tensor in (x, guide))
+            step.sizes.append((low, high))
+
+        handles.append(upsampler.register_forward_pre_hook(record, with_kwargs=True))
+    try:
+        yield [step for step, _ in steps]
+    finally:
+        for handle in handles:
+            handle.remove()
+    for step, upsampler in steps:
+        if step.exact:
+            step.flops = sum(upsampler.flops(*sizes) for sizes in step.sizes)
+
+
+class Pass(nn.Module):
+    """The forward pass that is counted: backbone, neck and heads, nothing behind them.
+
+    That is what ``get_flops.py`` of mmsegmentation and mmdetection count. Unlike the former it
+    knows mask classification heads, which want data samples; unlike the latter, which takes what
+    images of the dataset give, it passes a RoI head the largest number of proposals, each of them
+    the whole image.
+
+    Args:
+        model: The model; auxiliary heads are removed from it.
+        size: (H, W) of the image.
+    """
+
+    def __init__(self, model: nn.Module, size: Size):
+        super().__init__()
+        if getattr(model, 'auxiliary_head', None) is not None:
+            model.auxiliary_head = None
+        self.model = model
+        self.size = size
+        self.proposals = self._fix_proposals()
+        for step, upsampler in find_steps(self):
+            if hasattr(upsampler, 'encode'):
+                upsampler.encode = self._attribute(upsampler.encode, step.path)
+
+    def _fix_proposals(self) -> int | None:
+        """Let a region proposal network propose whole images; returns how many, None without it."""
+        rpn = getattr(self.model, 'rpn_head', None)
+        if rpn is None:
+            return None
+        from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+        from mmengine.structures import InstanceData
+
+        if not isinstance(rpn, BaseDenseHead):  # learned proposals, whose number is fixed
+            return None
+        number, predict = rpn.test_cfg['max_per_img'], rpn.predict
+        boxes = torch.tensor([[0.0, 0.0, *self.size[::-1]]]).repeat(number, 1)
+
+        def predict_fixed(*args: object, **kwargs: object) -> list[InstanceData]:
+            predict(*args, **kwargs)
+            return [InstanceData(bboxes=boxes, scores=torch.ones(number))]
+
+        rpn.predict = predict_fixed
+        return number
+
+    @staticmethod
+    def _attribute(method: Callable, path: str) -> Callable:
+        """Attribute what a method runs to the module at ``path``, as mmengine does with calls."""
+
+        def attributed(*args: object) -> object:
+            trace = torch._C._get_tracing_state()
+            trace.push_scope(path)
+            result = method(*args)
+            trace.pop_scope()
+            return result
+
+        return attributed
+
+    def _samples(self) -> list:
+        """A data sample without annotations."""
+        if DefaultScope.get_current_instance().scope_name == 'mmdet':
+            from mmdet.structures import DetDataSample as Sample
+        else:
+            from mmseg.structures import SegDataSample as Sample
+        names = ('ori_shape', 'img_shape', 'pad_shape', 'batch_input_shape')
+        return [Sample(metainfo={**dict.fromkeys(names, self.size), 'scale_factor': (1.0, 1.0)})]
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Run the model on ``image`` (1, C, H, W); returns all tensors among the results."""
+        head = getattr(self.model, 'decode_head', None)
+        if head is not None and takes(head, 'batch_data_samples'):
+            results = head(self.model.extract_feat(image), self._samples())
+        elif takes(self.model, 'data_samples'):
+            results = self.model(image, self._samples())
+        else:
+            results = self.model(image)
+        return [leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)]
+
+
+def takes(module: nn.Module, argument: str) -> bool:
+    """Whether a module's forward has this argument."""
+    return argument in inspect.signature(module.forward).parameters
+
+
+def product_flops(inputs: list, outputs: list) -> int:
+    """Multiply-adds of ``baddbmm``: (B, M, K) times (B, K, N)."""
+    return math.prod(outputs[0].type().sizes()) * inputs[1].type().sizes()[-1]
+
+
+def attention_flops(inputs: list, outputs: list) -> int:
+    """Multiply-adds of ``scaled_dot_product_attention``: query times key, and that times value."""
+    query, key, value = (value.type().sizes() for value in inputs[:3])
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+# Matrix products that mmengine does not count.
+PRODUCTS = {
+    'aten::baddbmm': product_flops,
+    'aten::scaled_dot_product_attention': attention_flops,
+}
+
+
+def input_channels(model: nn.Module) -> int:
+    """Channels of the image: of what the first convolution takes."""
+    convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+    return next((conv.in_channels for conv in convs), 3)
+
+
+def count(cfg: Config, size: Size) -> Complexity:
+    """Build the model of a config and count it.
+
+    Args:
+        cfg: Of a model of mmsegmentation or mmdetection. Weights are not read or downloaded.
+        size: (H, W) of the image.
+
+    Returns:
+        What was counted.
+
+    Raises:
+        Exception: Whatever the model raises when it is built or when it runs.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(DefaultScope.overwrite_default_scope(cfg.default_scope))
+        stack.enter_context(warnings.catch_warnings())
+        stack.enter_context(torch.no_grad())
+        warnings.simplefilter('ignore')  # of the frameworks, about losses and older versions
+        model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
+        shape = (input_channels(model), *size)
+        counted = Pass(model, size)
+        analyzer = FlopAnalyzer(counted, (torch.rand(1, *shape),))
+        analyzer.set_op_handle(**PRODUCTS).tracer_warnings('none')
+        analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        with recording(model) as steps:
+            flops, uncounted = analyzer.total(), analyzer.unsupported_ops()
+
+    replaced = set()
+    for step in steps:
+        path = analyzer.canonical_module_name(f'model.{step.path}')
+        if not step.exact:
+            step.flops = int(analyzer.total(path))
+            continue
+        flops += step.flops
+        if path not in replaced:
+            replaced.add(path)
+            flops -= analyzer.total(path)
+            uncounted = uncounted - analyzer.unsupported_ops(path)
+    uncounted = {name.rpartition('::')[2]: number for name, number in uncounted.most_common()}
+    return Complexity(
+        type(model).__name__,
+        shape,
+        count_parameters(model),
+        int(flops),
+        counted.proposals,
+        steps,
+        uncounted,
+    )
