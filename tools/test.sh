@@ -22,4 +22,5 @@ if [ $# -eq 0 ]; then
     "$PYTHON" -m codespell_lib
 fi
 say "Running the tests"
-exec "$PYTHON" -m pytest --durations=15 "$@"
+# A file's tests share what they prepared, so a file stays with one process.
+exec "$PYTHON" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --durations=15 "$@"
