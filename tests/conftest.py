@@ -1,5 +1,6 @@
 import os
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -37,6 +38,16 @@ def _seed():
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  the frameworks under test draw from it
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_default_scope():
+    """No test leaves the default scope of a framework to the next."""
+    yield
+    if 'mmengine.registry' in sys.modules:  # the kernels are tested without it too
+        from mmengine.registry import DefaultScope
+
+        DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture

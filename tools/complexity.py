@@ -192,8 +192,8 @@ def size_text(size: Sequence[int]) -> str:
 
 
 def giga(flops: int) -> str:
-    """Format FLOPs as GFLOPs, small ones with their digits."""
-    return f'{flops / 1e9:.2f}' if flops >= 10**10 else f'{flops / 1e9:.4f}'
+    """Format FLOPs as GFLOPs, with four digits or more."""
+    return f'{flops / 1e9:.2f}' if flops >= 10**10 else f'{flops / 1e9:#.4g}'
 
 
 def model_lines(name: str, found: 'Complexity') -> list[str]:
@@ -315,11 +315,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from benchmark_report import write_atomically
     from complexity_count import count
 
-    text: list[str] = []
+    text = ''
     record = {'versions': versions(), 'models': [], 'tables': []}
 
     def show(lines: list[str]) -> None:
-        text.extend(lines)
+        nonlocal text
+        text += '\n'.join(lines) + '\n'
         print('\n'.join(lines), flush=True)
 
     for i, job in enumerate(jobs, 1):
@@ -351,7 +352,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         content = json.dumps(record, indent=2) + '\n'
         write_atomically(options.json, lambda part: part.write_text(content))
     if options.markdown:
-        write_atomically(options.markdown, lambda part: part.write_text('\n'.join(text)))
+        write_atomically(options.markdown, lambda part: part.write_text(text))
     for line in unexplained:
         print(line, file=sys.stderr)
     return int(bool(unexplained))

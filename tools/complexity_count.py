@@ -183,10 +183,10 @@ class Pass(nn.Module):
     def _attribute(method: Callable, path: str) -> Callable:
         """Attribute what a method runs to the module at ``path``, as mmengine does with calls."""
 
-        def attributed(*args: object) -> object:
+        def attributed(*args: object, **kwargs: object) -> object:
             trace = torch._C._get_tracing_state()
             trace.push_scope(path)
-            result = method(*args)
+            result = method(*args, **kwargs)
             trace.pop_scope()
             return result
 

@@ -123,15 +123,18 @@ class Host:
         config: File in configs/_base_/models.
         path: Of the host in the model.
         size: (H, W) of the image, whose features have strides 4, 8, 16 and 32.
+        device: Where the host can run to give the sizes of its steps.
     """
 
-    def __init__(self, config: str, path: str, size: Size):
+    def __init__(self, config: str, path: str, size: Size, device: str = 'meta'):
         self.cfg = Config.fromfile(BASE / 'models' / config)
         self.part, _, self.path = path.partition('.')
-        host = self.build({'type': 'nearest'}, 'cpu').get_submodule(self.path)
+        host = self.build({'type': 'nearest'}, device).get_submodule(self.path)
         channels = self.cfg.model[self.part].in_channels
         sizes = [tuple(-(-n // stride) for n in size) for stride in (4, 8, 16, 32)]
-        features = [torch.zeros(1, c, *size) for c, size in zip(channels, sizes, strict=True)]
+        features = [
+            torch.zeros(1, c, *size, device=device) for c, size in zip(channels, sizes, strict=True)
+        ]
         with recording(host) as steps, torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of the frameworks, about older versions
             host.eval()(features, *([[{}]] if takes(host, 'batch_img_metas') else []))
@@ -196,7 +199,10 @@ def ade20k() -> list[Table]:
     hosts = {
         'SegFormer-B1': Host('segformer_mit-b1_ade20k.py', 'decode_head', (512, 512)),
         'MaskFormer Swin-B': Host('maskformer_swin-b_ade20k.py', pixel_decoder, (640, 640)),
-        'Mask2Former Swin-B': Host('mask2former_swin-b_ade20k.py', pixel_decoder, (640, 640)),
+        # Its encoder keeps sizes in tensors, which have no values on the meta device.
+        'Mask2Former Swin-B': Host(
+            'mask2former_swin-b_ade20k.py', pixel_decoder, (640, 640), 'cpu'
+        ),
     }
     papers = {
         'GFLOPs': {
