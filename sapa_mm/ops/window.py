@@ -1,9 +1,10 @@
 """Window arithmetic of the PyTorch backend: geometry, strips and three batched products.
 
 A map is worked off in strips, each a few low-resolution columns wide and as many rows long as fit
-the cache. Inside a strip the K x K windows of a row of cells are K*L consecutive rows of one
-matrix (L = cells + K - 1), so that correlating, gathering and scattering are one batched matrix
-product each, over overlapping views. No tensor of K*K*C values per pixel of the map ever exists.
+the cache, of several images where these are small. Inside a strip the K x K windows of a row of
+cells are K*L consecutive rows of one matrix (L = cells + K - 1), so that correlating, gathering and
+scattering are one batched matrix product each, over overlapping views. No tensor of K*K*C values
+per pixel of the map ever exists.
 """
 
 import math
@@ -61,28 +62,41 @@ def upsample_parent(x: Tensor, size: tuple[int, int]) -> Tensor:
         size: (Hg, Wg), at least (H, W).
 
     Returns:
-        (N, C, Hg, Wg).
+        (N, C, Hg, Wg), in the memory format of ``x``.
     """
-    (height, width), (out_height, out_width) = x.shape[2:], size
+    if is_channels_last(x):
+        return _upsample_parent(x.permute(0, 2, 3, 1), 1, size).permute(0, 3, 1, 2)
+    return _upsample_parent(x, 2, size)
+
+
+def _upsample_parent(x: Tensor, axis: int, size: tuple[int, int]) -> Tensor:
+    """`upsample_parent` of a map with rows and columns on ``axis`` and the next one."""
+    (height, width), (out_height, out_width) = x.shape[axis : axis + 2], size
     if out_height % height == 0 and out_width % width == 0:
         # A view and one copy; the gradient is a plain sum.
-        x = x[:, :, :, None, :, None]
-        x = x.expand(-1, -1, -1, out_height // height, -1, out_width // width)
-        return x.flatten(4, 5).flatten(2, 3)
+        x = x.unsqueeze(axis + 2).unsqueeze(axis + 1)
+        shape = [-1] * x.dim()
+        shape[axis + 1], shape[axis + 3] = out_height // height, out_width // width
+        return x.expand(shape).flatten(axis + 2, axis + 3).flatten(axis, axis + 1)
     rows = torch.arange(out_height, device=x.device) * height // out_height
     columns = torch.arange(out_width, device=x.device) * width // out_width
-    return x.index_select(2, rows).index_select(3, columns)
+    return x.index_select(axis, rows).index_select(axis + 1, columns)
 
 
 class Strip(NamedTuple):
     """A rectangle of cells (low-resolution pixels) and the pixels whose parents they are.
 
-    Cells y0..y1 x x0..x1 of one image are the parents of the pixels ``rows`` x ``columns``. Every
+    Cells y0..y1 x x0..x1 of some images are the parents of the pixels ``rows`` x ``columns``. Every
     cell has ``slots`` = (rows, columns) places for pixels; where the ratio is no integer some stay
     empty.
+
+    The images lie above each other, and between the cells of two there are K - 1 rows of none, as
+    many as their windows are higher than their cells. So the windows of all images are one run of
+    rows, and so is everything that is computed from them; what the rows of no cells give is not
+    read. "Rows" below counts those of all images with the gaps between them.
     """
 
-    image: int
+    images: slice
     y0: int
     y1: int
     x0: int
@@ -160,15 +174,29 @@ class Geometry:
         window = self.kernel_size * (STRIP_CELLS + self.kernel_size - 1)
         pixel_bytes = max(channels, window) * self.dtype.itemsize
         budget = CPU_STRIP_BYTES if self.device.type == 'cpu' else DEVICE_STRIP_BYTES
-        step = max(1, budget // (STRIP_CELLS * slots[0] * slots[1] * pixel_bytes))
-        for image in range(self.batch):
+        row_bytes = min(self.width, STRIP_CELLS) * slots[0] * slots[1] * pixel_bytes
+        step = max(1, budget // row_bytes)
+        gap = self.kernel_size - 1
+        together = max(1, (step + gap) // (self.height + gap))
+        for image in range(0, self.batch, together):
+            images = slice(image, min(image + together, self.batch))
             for x0 in range(0, self.width, STRIP_CELLS):
                 x1 = min(x0 + STRIP_CELLS, self.width)
                 columns = slice(*(first_child(x, self.high_width, self.width) for x in (x0, x1)))
                 for y0 in range(0, self.height, step):
                     y1 = min(y0 + step, self.height)
                     rows = slice(*(first_child(y, self.high_height, self.height) for y in (y0, y1)))
-                    yield Strip(image, y0, y1, x0, x1, rows, columns, slots)
+                    yield Strip(images, y0, y1, x0, x1, rows, columns, slots)
+
+    def _stacked(self, strip: Strip) -> int:
+        """Rows of a strip: those of every image's cells, and the gaps between."""
+        images = strip.images.stop - strip.images.start
+        return images * (strip.cells[0] + self.kernel_size - 1) - (self.kernel_size - 1)
+
+    def _by_image(self, rows: Tensor, strip: Strip) -> Tensor:
+        """View the rows (rows, A, B) of a strip as its cells (images, rows, A, B)."""
+        height, _ = strip.cells
+        return rows.unfold(0, height, height + self.kernel_size - 1).movedim(-1, 1)
 
     def valid(self, strip: Strip) -> Tensor | None:
         """Which window positions of a strip's cells take part in the normalization.
@@ -179,7 +207,10 @@ class Geometry:
         if self.border != 'mask':
             return None
         offset = torch.arange(self.kernel_size, device=self.device) - self.radius
-        y = torch.arange(strip.y0, strip.y1, device=self.device)[:, None] + offset
+        # A row without cells counts as the image's, to be normalized to something finite.
+        row = torch.arange(self._stacked(strip), device=self.device)
+        row = row % (strip.cells[0] + self.kernel_size - 1)
+        y = strip.y0 + row.clamp(max=strip.cells[0] - 1)[:, None] + offset
         x = torch.arange(strip.x0, strip.x1, device=self.device)[:, None] + offset
         inside_y = (y >= 0) & (y < self.height)
         inside_x = (x >= 0) & (x < self.width)
@@ -215,23 +246,24 @@ class Geometry:
         """
         height, _ = strip.cells
         sy, width, sx = strip.places
-        out = self._scratch_rows(name, source, height + 2 * padding, sy * width * sx)
-        if padding or not strip.full:
+        rows = self._stacked(strip)
+        out = self._scratch_rows(name, source, rows + 2 * padding, sy * width * sx)
+        if rows + 2 * padding > height or not strip.full:
             out.zero_()
-        rows = out[padding : padding + height]
-        pixels = source[strip.image, :, strip.rows, strip.columns]
+        cells = self._by_image(out[padding : padding + rows], strip)
+        pixels = source[strip.images, :, strip.rows, strip.columns]
         if strip.full:
-            pixels = pixels.unflatten(1, (height, sy)).permute(1, 2, 3, 0)
-            rows.unflatten(1, (sy, width * sx)).copy_(pixels)
+            pixels = pixels.unflatten(2, (height, sy)).permute(0, 2, 3, 4, 1)
+            cells.unflatten(2, (sy, width * sx)).copy_(pixels)
         else:
-            rows[self._places(strip)] = pixels.permute(1, 2, 0).to(out.dtype)
+            cells[(slice(None), *self._places(strip))] = pixels.permute(0, 2, 3, 1).to(out.dtype)
         return out
 
     def load_pixels_padded(self, name: str, source: Tensor, strip: Strip) -> tuple[Tensor, Tensor]:
         """`load_pixels` without padding and, over the same memory, with K - 1 rows of it."""
         padding = self.kernel_size - 1
         padded = self.load_pixels(name, source, strip, padding)
-        return padded[padding : padding + strip.cells[0]], padded
+        return padded[padding : padding + self._stacked(strip)], padded
 
     def load_weights(self, source: Tensor, strip: Strip) -> Tensor:
         """Read a strip of (N, K*K, Hg, Wg): (rows, slots[0], columns, slots[1], K, K)."""
@@ -240,19 +272,20 @@ class Geometry:
 
     def store_pixels(self, pixels: Tensor, target: Tensor, strip: Strip) -> None:
         """Write (rows, places, C), as `load_pixels` reads them, into a map (N, C, Hg, Wg)."""
-        place = target[strip.image, :, strip.rows, strip.columns]
+        place = target[strip.images, :, strip.rows, strip.columns]
+        cells = self._by_image(pixels, strip)
         if strip.full:
             sy, width, sx = strip.places
-            place = place.unflatten(1, (strip.cells[0], sy))
-            place.copy_(pixels.unflatten(1, (sy, width * sx)).permute(3, 0, 1, 2))
+            place = place.unflatten(2, (strip.cells[0], sy))
+            place.copy_(cells.unflatten(2, (sy, width * sx)).permute(0, 4, 1, 2, 3))
         else:
-            place.copy_(pixels[self._places(strip)].permute(2, 0, 1))
+            place.copy_(cells[(slice(None), *self._places(strip))].permute(0, 3, 1, 2))
 
     def store_weights(self, weights: Tensor, target: Tensor, strip: Strip) -> None:
         """Write what `load_weights` reads into a map (N, K*K, Hg, Wg)."""
         self.store_pixels(weights.flatten(4).flatten(1, 3), target, strip)
 
-    def _window(self, strip: Strip) -> tuple[slice, slice, slice, slice]:
+    def _inside(self, strip: Strip) -> tuple[slice, slice, slice, slice]:
         """A strip's cells and halo, cut to the image: in the image (y, x), in the window (y, x)."""
 
         def cut(start: int, stop: int, length: int) -> tuple[slice, slice]:
@@ -263,6 +296,10 @@ class Geometry:
         image_y, window_y = cut(strip.y0, strip.y1, self.height)
         image_x, window_x = cut(strip.x0, strip.x1, self.width)
         return image_y, image_x, window_y, window_x
+
+    def _windows(self, rows: Tensor, strip: Strip) -> Tensor:
+        """View (rows + K - 1, columns + K - 1, C) as (images, rows + K - 1, columns + K - 1, C)."""
+        return rows.unflatten(0, (-1, strip.cells[0] + 2 * self.radius))
 
     def load_window(self, name: str, source: Tensor, strip: Strip) -> Tensor:
         """Read a strip's cells and the halo around them from a low-resolution map.
@@ -276,15 +313,16 @@ class Geometry:
             (rows + K - 1, columns + K - 1, C), in the accumulation dtype and the memory order of
             the source; outside the image 0, or the edge with border ``'replicate'``.
         """
-        image_y, image_x, y, x = self._window(strip)
-        rows, columns = (size + 2 * self.radius for size in strip.cells)
+        image_y, image_x, y, x = self._inside(strip)
+        rows, columns = self._stacked(strip) + 2 * self.radius, strip.cells[1] + 2 * self.radius
         out = self._scratch_rows(name, source, rows, columns).zero_()
-        out[y, x] = source[strip.image, :, image_y, image_x].permute(1, 2, 0)
+        windows = self._windows(out, strip)
+        windows[:, y, x] = source[strip.images, :, image_y, image_x].permute(0, 2, 3, 1)
         if self.border == 'replicate':
-            out[: y.start] = out[y.start]
-            out[y.stop :] = out[y.stop - 1]
-            out[:, : x.start] = out[:, x.start, None]
-            out[:, x.stop :] = out[:, x.stop - 1, None]
+            windows[:, : y.start] = windows[:, y.start, None]
+            windows[:, y.stop :] = windows[:, y.stop - 1, None]
+            windows[:, :, : x.start] = windows[:, :, x.start, None]
+            windows[:, :, x.stop :] = windows[:, :, x.stop - 1, None]
         return out
 
     def add_window(self, window: Tensor, target: Tensor, strip: Strip) -> None:
@@ -295,13 +333,14 @@ class Geometry:
             target: (N, C, H, W), in the accumulation dtype.
             strip: Which.
         """
-        image_y, image_x, y, x = self._window(strip)
+        image_y, image_x, y, x = self._inside(strip)
+        windows = self._windows(window, strip)
         if self.border == 'replicate':
-            window[:, x.start] += window[:, : x.start].sum(1)
-            window[:, x.stop - 1] += window[:, x.stop :].sum(1)
-            window[y.start] += window[: y.start].sum(0)
-            window[y.stop - 1] += window[y.stop :].sum(0)
-        target[strip.image, :, image_y, image_x] += window[y, x].permute(2, 0, 1)
+            windows[:, :, x.start] += windows[:, :, : x.start].sum(2)
+            windows[:, :, x.stop - 1] += windows[:, :, x.stop :].sum(2)
+            windows[:, y.start] += windows[:, : y.start].sum(1)
+            windows[:, y.stop - 1] += windows[:, y.stop :].sum(1)
+        target[strip.images, :, image_y, image_x] += windows[:, y, x].permute(0, 3, 1, 2)
 
     def _matrices(self, x: Tensor) -> Tensor:
         """View each run of K rows of (R + K - 1, L, C) as one matrix: (R, K * L, C)."""

@@ -82,6 +82,10 @@ class PairedUpsampler(Upsampler):
         """The encoding that was given, if it fits the guide, or that of the guide."""
         if encoding is None:
             return self.encode(guide)
+        if not isinstance(encoding, Tensor):
+            raise TypeError(
+                f'encoding: expected the tensor that encode gave, got {type(encoding).__name__}'
+            )
         expected = (guide.shape[0], channels, *block_grid(guide.shape[2:]))
         if tuple(encoding.shape) != expected:
             raise ValueError(

@@ -160,7 +160,8 @@ class IndexNet(PairedUpsampler):
         encoding = self._encoding(guide, encoding, 4 * self.index_channels)
         height, width = guide.shape[2:]
         indices = F.pixel_shuffle(encoding.sigmoid(), 2)[:, :, :height, :width]
-        return indices.to(x.dtype) * upsample_parent(x, (height, width))
+        # The first factor gives the product its memory format.
+        return upsample_parent(x, (height, width)) * indices.to(x.dtype)
 
     def flops(self, size: tuple[int, int], guide_size: tuple[int, int]) -> int:
         """Count the multiply-adds of one image: its convolutions, and C per pixel of the guide.
