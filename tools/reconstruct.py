@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from benchmark_report import environment
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -150,6 +151,8 @@ def run(row: str, options: argparse.Namespace) -> dict:
     cfg.work_dir = str(options.folder / row)
     cfg.resume = True
     runner = Runner.from_cfg(cfg)
+    # Convolutions of few channels are faster so, on CPUs by up to a third.
+    runner.model.to(memory_format=torch.channels_last)
     timer = EpochTimer()
     runner.register_hook(timer)
     model = runner.train()
