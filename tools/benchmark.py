@@ -33,7 +33,7 @@ from pathlib import Path
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler's start and stop are no news
 
 import torch
-from benchmark_candidates import (
+from _benchmark_candidates import (
     BILINEAR,
     COMPILE_MODES,
     OURS,
@@ -44,7 +44,7 @@ from benchmark_candidates import (
     candidates,
     reason_of,
 )
-from benchmark_report import (
+from _benchmark_report import (
     environment,
     plot_problem,
     print_table,

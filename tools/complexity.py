@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING
 from _launch import FRAMEWORKS, LaunchError, find_config, package_folder
 
 if TYPE_CHECKING:  # importing the frameworks takes seconds: not before the arguments are checked
-    from complexity_count import Complexity
-    from complexity_tables import Cell, Table
+    from _complexity_count import Complexity
+    from _complexity_tables import Cell, Table
     from mmengine.config import Config
 
 # Tables, and the frameworks that each needs.
@@ -169,9 +169,11 @@ def read_job(name: str, shape: Sequence[int] | None) -> Job:
 
 
 def reason(error: Exception) -> str:
-    """An exception's type and the first line of its message."""
-    message = str(error).strip().splitlines()
-    return ': '.join([type(error).__name__, *message[:1]])
+    """An exception's type and the first line of its message; of a failed import all of it."""
+    message = str(error).strip()
+    if not isinstance(error, ImportError):
+        message = message.partition('\n')[0]
+    return ': '.join(filter(None, [type(error).__name__, message]))
 
 
 def grid(head: Sequence[str], rows: Iterable[Sequence[str]], names: int) -> list[str]:
@@ -312,8 +314,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     warnings.filterwarnings('ignore', 'pkg_resources', UserWarning)  # mmengine's
     options, jobs = parse(argv)
-    from benchmark_report import write_atomically
-    from complexity_count import count
+    from _benchmark_report import write_atomically
+    from _complexity_count import count
 
     text = ''
     record = {'versions': versions(), 'models': [], 'tables': []}
@@ -337,9 +339,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     unexplained = []
     if options.table:
-        import complexity_tables
+        import _complexity_tables
     for name in dict.fromkeys(options.table):
-        for table in getattr(complexity_tables, name)():
+        for table in getattr(_complexity_tables, name)():
             show(table_lines(table))
             record['tables'].append(table_record(name, table))
             unexplained += [

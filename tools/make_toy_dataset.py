@@ -22,12 +22,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from _toy_scenes import BACKGROUNDS, OBJECTS, Scene, render_scene
+from _toy_shapes import mask_to_polygons
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from toy_scenes import BACKGROUNDS, OBJECTS, Scene, render_scene
-from toy_shapes import mask_to_polygons
 
 try:
     import fcntl

@@ -16,7 +16,7 @@ HELP
 fi
 [ $# -eq 0 ] || { echo "quickstart.sh takes no arguments, got: $* (try --help)" >&2; exit 2; }
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-. tools/setup.sh
+. tools/_setup.sh
 install_everything seg,det,tools
 
 work=work_dirs/quickstart

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from benchmark_report import environment
+from _benchmark_report import environment
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS

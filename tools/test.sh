@@ -13,7 +13,7 @@ HELP
     exit
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-. tools/setup.sh
+. tools/_setup.sh
 install_everything seg,det,dev
 if [ $# -eq 0 ]; then
     say "Checking style and spelling"

@@ -53,11 +53,11 @@ class SAPA(Upsampler):
         temperature: T.
         border: What lies outside the image: ``'zero'`` (key and value 0, as published), ``'mask'``
             (left out of the normalization) or ``'replicate'``.
-        self_input: What self(x) is: ``'normalized'``, LN(x), as the paper's text says; or
-            ``'raw'``, x, as the authors' released code computes.
-        self_projection: ``'separate'``: a Wx of its own, the printed equation and the released
-            code; ``'key'``: Wx = Wk, the complexity in the paper's Table 1; ``'query'``: Wx = Wy,
-            needs Cy = C.
+        self_input: What self(x) is in the plain and gated forms: ``'normalized'``, LN(x), as the
+            paper's text says; or ``'raw'``, x, as the authors' released code computes.
+        self_projection: In the same forms, ``'separate'``: a Wx of its own, the printed equation
+            and the released code; ``'key'``: Wx = Wk, the complexity in the paper's Table 1;
+            ``'query'``: Wx = Wy, needs Cy = C.
         bias: Whether the projections have a bias.
         norm_affine: Whether the LayerNorms have parameters. Default: except with ``'inner'``.
         init_cfg: As in every mmengine module. Default: projections truncated normal with std 0.02

@@ -15,8 +15,8 @@ from mmseg.registry import MODELS
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 sys.path.append(str(TOOLS))  # last: tools/test.py must not hide the standard library's `test`
 benchmark = importlib.import_module('benchmark')
-contest = importlib.import_module('benchmark_candidates')
-report = importlib.import_module('benchmark_report')
+contest = importlib.import_module('_benchmark_candidates')
+report = importlib.import_module('_benchmark_report')
 
 CPU = torch.device('cpu')
 TINY = '--size 5 6 --channels 32 --embed 16 --rounds 2'.split()

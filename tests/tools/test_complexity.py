@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / 'tools'
 sys.path.append(str(TOOLS))  # last: tools/test.py must not hide the standard library's `test`
 complexity = importlib.import_module('complexity')
-counter = importlib.import_module('complexity_count')
-tables = importlib.import_module('complexity_tables')
+counter = importlib.import_module('_complexity_count')
+tables = importlib.import_module('_complexity_tables')
 
 SAPA = ROOT / 'configs' / 'sapa'
 GUIDED = SAPA / 'segformer_mit-t_sapa-g_1xb8-600_toy-160x160.py'

@@ -33,13 +33,13 @@ def test_quickstart_takes_no_arguments():
 
 
 def test_an_active_environment_is_used_as_it_is(tmp_path):
-    # Answers every question of setup.sh with yes and records what pip would be told.
+    # Answers every question of _setup.sh with yes and records what pip would be told.
     fake = tmp_path / 'bin' / 'python'
     fake.parent.mkdir()
     fake.write_text('#!/bin/sh\n[ "$1" = -m ] && echo "$@" >>"$RECORD"\nexit 0\n')
     fake.chmod(0o755)
     record = tmp_path / 'record'
-    command = f'set -euo pipefail; cd "{tmp_path}"; . "{TOOLS}/setup.sh"; install_everything seg'
+    command = f'set -euo pipefail; cd "{tmp_path}"; . "{TOOLS}/_setup.sh"; install_everything seg'
     result = bash(
         '-c',
         command,

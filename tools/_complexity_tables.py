@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from complexity_count import Size, count_parameters, find_steps, recording, takes
+from _complexity_count import Size, count_parameters, find_steps, recording, takes
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from benchmark_candidates import BILINEAR, OURS, PASSES, Shape
+from _benchmark_candidates import BILINEAR, OURS, PASSES, Shape
 
 import sapa_mm
 

@@ -10,10 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import skimage.data
-from PIL import Image
-from scipy import ndimage
-from skimage import color
-from toy_shapes import (
+from _toy_shapes import (
     Polygons,
     Shape,
     coverage,
@@ -26,6 +23,9 @@ from toy_shapes import (
     draw_vase,
     ellipse,
 )
+from PIL import Image
+from scipy import ndimage
+from skimage import color
 
 MIN_AREA = 16  # visible pixels below which an instance becomes unlabelled
 
