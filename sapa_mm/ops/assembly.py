@@ -46,11 +46,12 @@ def _split_groups(x: Tensor, groups: int) -> Tensor:
     return x if groups == 1 else x.unflatten(1, (groups, -1)).flatten(0, 1)
 
 
-def _join_groups(x: Tensor, out: Tensor) -> Tensor:
-    """Bring (N*G, C, H, W) back to (N, G*C, H, W), the shape and memory format of ``out``."""
-    if x.shape[0] == out.shape[0]:
+def _join_groups(x: Tensor, groups: int, like: Tensor) -> Tensor:
+    """Bring (N*G, C, H, W) back to (N, G*C, H, W), in the memory format of ``like``."""
+    if groups == 1:
         return x
-    return out.copy_(x.unflatten(0, (out.shape[0], -1)).flatten(1, 2))
+    joined = x.unflatten(0, (-1, groups)).flatten(1, 2)
+    return empty_map(like, joined.shape[1], joined.shape[2:]).copy_(joined)
 
 
 @torch.library.custom_op('sapa_mm::assemble', mutates_args=())
@@ -72,7 +73,7 @@ def _forward(
         w = geometry.load_weights(weights, strip)
         v = geometry.load_window('value', value, strip)
         geometry.store_pixels(geometry.gather(w, v, strip), out, strip)
-    return _join_groups(out, empty_map(like, like.shape[1], weights.shape[2:]))
+    return _join_groups(out, groups, like)
 
 
 @_forward.register_fake
@@ -109,7 +110,7 @@ def _backward(
         w = geometry.load_weights(weights, strip)
         geometry.add_window(geometry.scatter(w, g_padded, strip), grad_value, strip)
     grads = grad_weights, grad_value.to(value.dtype)
-    return tuple(_join_groups(x, torch.empty_like(y)) for x, y in zip(grads, like, strict=True))
+    return tuple(_join_groups(x, groups, y) for x, y in zip(grads, like, strict=True))
 
 
 @_backward.register_fake

@@ -194,7 +194,7 @@ class Geometry:
         return images * (strip.cells[0] + self.kernel_size - 1) - (self.kernel_size - 1)
 
     def _by_image(self, rows: Tensor, strip: Strip) -> Tensor:
-        """View the rows (rows, A, B) of a strip as its cells (images, rows, A, B)."""
+        """View the rows (rows, ...) of a strip as its cells (images, rows, ...)."""
         height, _ = strip.cells
         return rows.unfold(0, height, height + self.kernel_size - 1).movedim(-1, 1)
 
@@ -422,9 +422,11 @@ class Geometry:
         row = places * length
         # dense[j, i, p, l]: weight with which place p of cell row j - K + 1 + i feeds (j, l).
         dense = self._scratch('dense', len(weights) + k - 1, k * places, length).zero_()
-        dense.as_strided(
+        band = dense.as_strided(
             weights.shape,
             (k * row, width * sx * length, sx * length + 1, length, (k - 1) * row, 1),
             dense.storage_offset() + (k - 1) * row,
-        ).copy_(weights)
+        )
+        # Only the cells': what a row of none got from a value that is not finite must not spread.
+        self._by_image(band, strip).copy_(self._by_image(weights, strip))
         return self._product(dense.transpose(1, 2), self._matrices(padded))

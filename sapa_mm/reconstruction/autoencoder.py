@@ -76,6 +76,8 @@ class Autoencoder(BaseModel):
         if len(downsample_cfg) > 1:
             raise ValueError(f'downsample_cfg: expected no option but type, got {downsample_cfg!r}')
         check_positive_int('in_channels', in_channels)
+        if not isinstance(channels, Sequence):
+            raise TypeError(f'channels: expected a sequence of ints, got {channels!r}')
         for width in channels:
             check_positive_int('channels', width)
         if len(channels) < 2:

@@ -45,7 +45,7 @@ class ReconstructionMetric(BaseMetric):
                 pixels high and wide.
         """
         for sample in data_samples:
-            pred, target = (sample[key].cpu().numpy() for key in ('pred', 'target'))
+            pred, target = (sample[key].cpu().float().numpy() for key in ('pred', 'target'))
             if pred.shape != target.shape:
                 raise ValueError(
                     'data_samples: expected prediction and target of one size, got '

@@ -55,7 +55,8 @@ class A2U(PairedUpsampler):
         encoder_kernel: Size k of U and V.
         normalization: ``'sigmoid_softmax'`` or ``'softmax'``.
         encoder_norm: Whether group normalization of 32 groups and leaky ReLU follow U and V.
-        paired: Whether there is a P for `downsample`.
+        paired: Whether there is a P for `downsample`. It has no gradient where nothing is
+            downsampled, which distributed training takes for an error.
         init_cfg: As in every mmengine module. Default: filters Kaiming uniform, convolutions
             Xavier uniform with bias 0, a learned P standard normal.
 

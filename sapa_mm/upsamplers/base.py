@@ -1,5 +1,6 @@
 """What the upsamplers share: channels, checks and initialization."""
 
+import torch
 from mmengine.model import BaseModule
 from torch import Tensor
 from torch.nn import functional as F
@@ -64,8 +65,11 @@ class PairedUpsampler(Upsampler):
 
     An encoder that pools with `downsample` passes what `encode` gave it on to ``forward``, so that
     the two are a pair and the guide is read once. Alone, each of them reads the guide itself. The
-    guide falls into blocks of 2 x 2 pixels, with zeros below and on the right of an odd one.
+    guide falls into blocks of 2 x 2 pixels, of which an odd one leaves the last ones incomplete.
     """
+
+    #: What `encode` gives, where it is no floating point tensor.
+    encoding_dtype: torch.dtype | None = None
 
     def encode(self, guide: Tensor) -> Tensor:
         """Read the guide (N, Cy, Hg, Wg): (N, E, h, w), h = ceil(Hg / 2), w = ceil(Wg / 2)."""
@@ -86,6 +90,8 @@ class PairedUpsampler(Upsampler):
             raise TypeError(
                 f'encoding: expected the tensor that encode gave, got {type(encoding).__name__}'
             )
+        if self.encoding_dtype not in (None, encoding.dtype):
+            raise TypeError(f'encoding: expected {self.encoding_dtype}, got {encoding.dtype}')
         expected = (guide.shape[0], channels, *block_grid(guide.shape[2:]))
         if tuple(encoding.shape) != expected:
             raise ValueError(

@@ -43,6 +43,11 @@ class SingleInputUpsampler(Upsampler):
         with require('mmcv', f'upsampler type {cfg["type"]!r}', '"mmcv-lite>=2.0,<2.2"'):
             from mmcv.cnn import build_upsample_layer
         cfg = dict(cfg)
+        if cfg['type'] == 'nearest' and cfg.get('align_corners') is not None:
+            raise ValueError(
+                "align_corners: expected it with 'bilinear' alone, got "
+                f"{cfg['align_corners']!r} with 'nearest'"
+            )
         if cfg['type'] not in INTERPOLATIONS:
             cfg.setdefault('in_channels', in_channels)
             if cfg.setdefault('out_channels', in_channels) != in_channels:
@@ -57,8 +62,13 @@ class SingleInputUpsampler(Upsampler):
                 check_positive_int('stride', self.ratio)
                 kernel_size = cfg.setdefault('kernel_size', 2 * self.ratio - self.ratio % 2)
                 check_positive_int('kernel_size', kernel_size)
-                # The result is then the ratio times as large.
-                cfg.setdefault('padding', max(kernel_size - self.ratio, 0) // 2)
+                if 'padding' not in cfg:
+                    # The result is then the ratio times as large. (Ratio 1 with an even kernel
+                    # cannot be, and gives a row and a column more.)
+                    excess = kernel_size - self.ratio
+                    cfg['padding'] = max(excess + (self.ratio > 1), 0) // 2
+                    missing = 2 * cfg['padding'] - excess if self.ratio > 1 else 0
+                    cfg.setdefault('output_padding', missing)
             else:
                 cfg.setdefault('upsample_kernel', 3)
                 self.ratio = cfg.setdefault('scale_factor', 2)

@@ -60,13 +60,11 @@ class CARAFE(Upsampler):
         check_positive_int('scale_factor', scale_factor)
         check_kernel_size(kernel_size)
         check_positive_int('groups', groups)
-        check_positive_int('encoder_kernel', encoder_kernel)
+        check_kernel_size(encoder_kernel, 'encoder_kernel')
         check_positive_int('encoder_dilation', encoder_dilation)
         check_positive_int('compressed_channels', compressed_channels)
         if in_channels % groups:
             raise ValueError(f'groups: expected a divisor of {in_channels}, got {groups}')
-        if encoder_kernel % 2 == 0:
-            raise ValueError(f'encoder_kernel: expected an odd int, got {encoder_kernel}')
         self.scale_factor = scale_factor
         self.kernel_size = kernel_size
         self.groups = groups

@@ -5,7 +5,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..ops.window import upsample_parent
+from ..ops.window import is_channels_last, upsample_parent
 from .base import PairedUpsampler
 
 
@@ -30,6 +30,8 @@ class MaxUnpooling(PairedUpsampler):
         TypeError: Channels that are no ints.
         ValueError: Channels that differ.
     """
+
+    encoding_dtype = torch.int64
 
     def __init__(
         self, in_channels: int, guide_channels: int | None = None, init_cfg: dict | None = None
@@ -88,10 +90,11 @@ class MaxUnpooling(PairedUpsampler):
         """
         self.check_inputs(x, guide)
         encoding = self._encoding(guide, encoding, self.in_channels)
-        size = tuple(guide.shape[2:])
-        is_maximum = torch.zeros_like(guide, dtype=x.dtype, memory_format=torch.contiguous_format)
-        is_maximum.flatten(2).scatter_(2, encoding.flatten(2), 1)
-        return upsample_parent(x, size) * is_maximum
+        is_maximum = torch.zeros(guide.shape, dtype=torch.bool, device=guide.device)
+        is_maximum.flatten(2).scatter_(2, encoding.flatten(2), True)
+        if is_channels_last(x):
+            is_maximum = is_maximum.contiguous(memory_format=torch.channels_last)
+        return torch.where(is_maximum, upsample_parent(x, tuple(guide.shape[2:])), 0)
 
     def flops(self, size: tuple[int, int], guide_size: tuple[int, int]) -> int:
         """Count the multiply-adds of one image: none, values are only moved."""

@@ -11,7 +11,7 @@ from ..ops.checks import check_choice, check_kernel_size, check_temperature
 from ..ops.normalization import NORMALIZATIONS
 from ..ops.window import BORDERS, upsample_parent
 from .base import Upsampler
-from .checks import check_positive_int
+from .checks import check_bool, check_positive_int
 
 SIMILARITIES = ('inner', 'bilinear', 'plain', 'gated')
 SELF_INPUTS = ('normalized', 'raw')
@@ -94,6 +94,9 @@ class SAPA(Upsampler):
         check_choice('border', border, BORDERS)
         check_choice('self_input', self_input, SELF_INPUTS)
         check_choice('self_projection', self_projection, SELF_PROJECTIONS)
+        check_bool('bias', bias)
+        if norm_affine is not None:
+            check_bool('norm_affine', norm_affine)
         has_self_term = similarity in ('plain', 'gated')
         if similarity == 'inner':
             self.check_equal_channels("similarity 'inner'")

@@ -8,6 +8,7 @@ from testing_utils import (
     affiliation_inputs,
     assembly_inputs,
     check_against_reference,
+    forward_and_gradients,
     make_tensor,
 )
 
@@ -79,17 +80,26 @@ def test_assembly(rows, device):
     )
 
 
-def test_images_are_apart(rows, device):
-    """What is not finite in one image stays there."""
-    query, key, value = affiliation_inputs(SIZES, dtype=torch.float64, device=device)
-    expected = point_affiliation(query, key, value, kernel_size=3)
-    weights = make_tensor(SIZES.n, 9, *SIZES.high, dtype=torch.float64, device=device)
-    expected_sum = assemble(weights, value, kernel_size=3)
-    for tensor in (query, key, value, weights):
+def check_apart(function, inputs, **options):
+    """What is not finite in the image between the two others stays there, in gradients too."""
+    grad = make_tensor(SIZES.n, SIZES.c, *SIZES.high, dtype=torch.float64, device=inputs[0].device)
+    expected = forward_and_gradients(function, inputs, grad, **options)
+    spoilt = [tensor.clone() for tensor in inputs]
+    for tensor in spoilt:
         tensor[1] = torch.inf
-    others = [0, 2]
-    out = point_affiliation(query, key, value, kernel_size=3)
-    torch.testing.assert_close(out[others], expected[others], rtol=0, atol=0)
-    assert not out[1].isfinite().any()
-    out = assemble(weights, value, kernel_size=3)
-    torch.testing.assert_close(out[others], expected_sum[others], rtol=0, atol=0)
+    for got, whole in zip(
+        forward_and_gradients(function, spoilt, grad, **options), expected, strict=True
+    ):
+        assert torch.equal(got[[0, 2]], whole[[0, 2]])
+        assert not got[1].isfinite().all()
+
+
+@pytest.mark.parametrize('border', BORDERS)
+def test_images_are_apart_in_affiliation(rows, border, device):
+    inputs = affiliation_inputs(SIZES, dtype=torch.float64, device=device)
+    check_apart(point_affiliation, inputs, kernel_size=3, border=border)
+
+
+def test_images_are_apart_in_assembly(rows, device):
+    inputs = assembly_inputs(SIZES, 3, dtype=torch.float64, device=device)
+    check_apart(assemble, inputs, kernel_size=3)

@@ -169,6 +169,7 @@ def test_a2u_as_a_pair():
         (dict(step_cfgs=dict(c1_c0={})), ValueError, 'c2_c1, c3_c2, c4_c3.*c1_c0'),
         (dict(in_channels=0), ValueError, 'in_channels: .*got 0'),
         (dict(channels=(32,)), ValueError, r'channels: expected at least 2, got \(32,\)'),
+        (dict(channels=5), TypeError, 'channels: expected a sequence .*got 5'),
         (dict(channels=(32, 6.5)), TypeError, r'channels: .*got 6\.5'),
     ],
 )

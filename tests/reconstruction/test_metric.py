@@ -56,6 +56,11 @@ def ssim(pred: Tensor, target: Tensor) -> float:
     return (value / ((mu_x**2 + mu_y**2 + c1) * (var_x + var_y + c2))).mean().item()
 
 
+def test_half_precision():
+    halves = [value.bfloat16() for value in (constant(0.25), constant(0.0))]
+    assert evaluate(tuple(halves))['RMSE'] == pytest.approx(0.25)
+
+
 def test_ssim_is_the_published_formula():
     target = torch.rand(1, 20, 24)
     pred = target + 0.2 * torch.randn(1, 20, 24)

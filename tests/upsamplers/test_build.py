@@ -48,6 +48,14 @@ def test_deconvolution_multiplies_the_size_by_its_stride(ratio):
     assert upsampler.layer(x).shape == upsampler(x, guide).shape == (2, 4, 5 * ratio, 7 * ratio)
 
 
+@pytest.mark.parametrize('kernel_size', range(1, 9))
+@pytest.mark.parametrize('ratio', [2, 3, 4, 5])
+def test_deconvolution_fits_its_padding_to_its_kernel(ratio, kernel_size):
+    cfg = dict(type='deconv', scale_factor=ratio, kernel_size=kernel_size)
+    upsampler = build_upsampler(cfg, 4)
+    assert upsampler.layer(torch.ones(1, 4, 5, 7)).shape == (1, 4, 5 * ratio, 7 * ratio)
+
+
 def test_options_of_mmcv_are_kept():
     layer = build_upsampler(dict(type='deconv', kernel_size=2, stride=2, padding=0), 4).layer
     assert isinstance(layer, nn.ConvTranspose2d)
@@ -107,6 +115,7 @@ def test_a_module_of_a_frameworks_registry():
         (dict(type='SAPA', mode='nearest'), TypeError, 'mode'),
         (dict(type='deconv', stride=(2, 2)), TypeError, 'stride: expected a positive int'),
         (dict(type='deconv', stride=2, scale_factor=2), ValueError, 'scale_factor: .*got both'),
+        (dict(type='nearest', align_corners=True), ValueError, 'align_corners: .*bilinear'),
         (dict(type='pixel_shuffle', scale_factor=0), ValueError, 'scale_factor: expected'),
         (dict(type='pixel_shuffle', out_channels=8), ValueError, 'out_channels: expected 4'),
     ],

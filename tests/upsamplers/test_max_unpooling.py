@@ -168,4 +168,15 @@ def test_bad_guide_of_the_downsampling():
 
 
 def test_bad_encoding():
-    check_refuses_encodings(MaxUnpooling(8))
+    module = MaxUnpooling(8)
+    check_refuses_encodings(module)
+    x, guide = torch.zeros(2, 8, 3, 4), torch.zeros(2, 8, 6, 8)
+    with refused('encoding', 'int64', 'float32', error=TypeError):
+        module(x, guide, torch.zeros(2, 8, 3, 4))
+
+
+def test_only_values_are_moved():
+    x = torch.tensor([[[[torch.inf, 1.0]]]])
+    guide = torch.tensor([[[[0.0, 1.0, 3.0, 2.0], [2.0, 0.0, 0.0, 1.0]]]])
+    expected = torch.tensor([[[[0.0, 0.0, 1.0, 0.0], [torch.inf, 0.0, 0.0, 0.0]]]])
+    assert torch.equal(MaxUnpooling(1)(x, guide), expected)

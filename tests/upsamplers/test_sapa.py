@@ -410,6 +410,8 @@ def test_unknown_choice(argument, choices, wrong):
         ({'embed_dims': 3.5}, 'embed_dims'),
         ({'in_channels': 0}, 'in_channels'),
         ({'in_channels': '8'}, 'in_channels'),
+        ({'bias': 'no'}, 'bias'),
+        ({'norm_affine': 1}, 'norm_affine'),
         ({'guide_channels': -2}, 'guide_channels'),
     ],
     ids=str,
