@@ -33,6 +33,7 @@ from pathlib import Path
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler's start and stop are no news
 
 import torch
+from _arguments import positive
 from _benchmark_candidates import (
     BILINEAR,
     COMPILE_MODES,
@@ -326,17 +327,6 @@ def measure(
     first_calls(contenders, tensors, Check(shape, tensors), rows)
     time_passes(contenders, tensors, shape, rounds, watch, rows)
     return list(rows.values())
-
-
-def positive(text: str) -> int:
-    """Parse a positive int."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'expected a positive int, got {text}')
-    return value
 
 
 def odd(text: str) -> int:

@@ -24,6 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from _arguments import positive
 from _launch import FRAMEWORKS, LaunchError, find_config, package_folder
 
 if TYPE_CHECKING:  # importing the frameworks takes seconds: not before the arguments are checked
@@ -61,17 +62,6 @@ class Job:
     name: str
     cfg: 'Config'
     size: tuple[int, int]
-
-
-def positive(text: str) -> int:
-    """Parse a positive int."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'expected a positive int, got {text}')
-    return value
 
 
 def output_file(text: str) -> Path:

@@ -1,10 +1,9 @@
-import re
-
 import pytest
 import torch
 from mmengine.registry import MODELS
 from testing_utils import BORDERS, NORMALIZATIONS, assert_close_to_reference
 from torch import nn
+from upsampler_oracles import BAD_SHAPES, refused
 
 from sapa_mm.ops import reference
 from sapa_mm.upsamplers import SAPA, build_upsampler
@@ -373,12 +372,6 @@ def test_is_registered():
     assert module(torch.randn(1, 8, 3, 4), torch.randn(1, 12, 6, 8)).shape == (1, 8, 6, 8)
 
 
-def refused(*names, error=(TypeError, ValueError)):
-    """Expect an error whose message holds all ``names``."""
-    pattern = ''.join(rf'(?=.*\b{re.escape(name)}\b)' for name in names)
-    return pytest.raises(error, match=rf'(?s){pattern}')
-
-
 @pytest.mark.parametrize(
     ('argument', 'choices'),
     [
@@ -435,14 +428,7 @@ def test_channels_that_must_be_equal():
 @pytest.mark.parametrize(
     ('x', 'guide', 'named'),
     [
-        ((2, 7, 3, 4), (2, 8, 6, 8), ('x', '8', '7')),
-        ((2, 8, 3, 4), (2, 7, 6, 8), ('guide', '8', '7')),
-        ((2, 8, 3, 4), (2, 8, 2, 8), ('guide',)),
-        ((2, 8, 3, 4), (2, 8, 6, 3), ('guide',)),
-        ((2, 8, 3, 4), (1, 8, 6, 8), ('guide',)),
-        ((8, 3, 4), (2, 8, 6, 8), ('x',)),
-        ((2, 8, 3, 4), (8, 6, 8), ('guide',)),
-        ((2, 8, 0, 4), (2, 8, 6, 8), ('x',)),
+        *BAD_SHAPES,
         ((0, 8, 3, 4), (0, 8, 6, 8), ('x|guide',)),
     ],
     ids=str,
