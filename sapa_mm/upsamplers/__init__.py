@@ -12,16 +12,21 @@ from .carafe import CARAFE
 from .index_net import IndexNet
 from .max_unpooling import MaxUnpooling
 from .sapa import SAPA
+from .soft_clustering import Assignment, SoftClustering, SoftClusteringUpsampler, superpixels
 
 __all__ = [
     'A2U',
     'CARAFE',
     'SAPA',
+    'Assignment',
     'IndexNet',
     'MaxUnpooling',
     'PairedUpsampler',
     'SingleInputUpsampler',
+    'SoftClustering',
+    'SoftClusteringUpsampler',
     'Upsampler',
     'build_steps',
     'build_upsampler',
+    'superpixels',
 ]

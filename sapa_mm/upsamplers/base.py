@@ -8,7 +8,20 @@ from torch.nn import functional as F
 from .checks import check_feature, check_features, check_positive_int
 
 
-class Upsampler(BaseModule):
+class SelfInitialized(BaseModule):
+    """A module that initializes itself, whatever the ``init_cfg`` of what holds it says."""
+
+    def reset_parameters(self) -> None:
+        """Initialize the parameters. Without an override they stay as PyTorch made them."""
+
+    def init_weights(self) -> None:
+        """Initialize again, after whatever the host's ``init_cfg`` did to the layers inside."""
+        if self.init_cfg is None and not self.is_init:
+            self.reset_parameters()
+        super().init_weights()
+
+
+class Upsampler(SelfInitialized):
     """Base of the upsamplers ``forward(x, guide)``.
 
     A sub-class defines ``forward``. With `reset_parameters` it defines its initialization, and with
@@ -45,15 +58,6 @@ class Upsampler(BaseModule):
     def check_inputs(self, x: Tensor, guide: Tensor) -> None:
         """Raise TypeError or ValueError unless ``x`` and ``guide`` fit this module."""
         check_features(x, guide, self.in_channels, self.guide_channels)
-
-    def reset_parameters(self) -> None:
-        """Initialize the parameters. Without an override they stay as PyTorch made them."""
-
-    def init_weights(self) -> None:
-        """Initialize again, after whatever the host's ``init_cfg`` did to the layers inside."""
-        if self.init_cfg is None and not self.is_init:
-            self.reset_parameters()
-        super().init_weights()
 
     def extra_repr(self) -> str:
         """The options that no sub-module shows."""

@@ -4,7 +4,7 @@ mmseg and mmdet each have an FPN of their own with the same structure; the hosts
 `sapa_mm.segmentation` and `sapa_mm.detection` put this in front of theirs.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,7 +26,9 @@ def level_steps(coarsest: int, finest: int, channels: int) -> dict[str, tuple[in
     return {f'c{i}_c{i - 1}': (channels, channels) for i in range(coarsest, finest, -1)}
 
 
-def merge_top_down(laterals: Sequence[Tensor], upsamplers: Iterable[nn.Module]) -> list[Tensor]:
+def merge_top_down(
+    laterals: Sequence[Tensor], upsamplers: Iterable[Callable[[Tensor, Tensor], Tensor]]
+) -> list[Tensor]:
     """Add to every level what comes from above: ``guide + up(x, guide)``, the guide its lateral.
 
     Args:
@@ -105,9 +107,13 @@ class GuidedTopDown:
             )
         used = inputs[self.start_level : self.backbone_end_level]
         laterals = [conv(x) for conv, x in zip(self.lateral_convs, used, strict=True)]
-        laterals = merge_top_down(laterals, self.upsamplers.values())
+        laterals = merge_top_down(laterals, self._steps(inputs))
         outs = self._outputs(laterals)
         return (*outs, *self._extra_levels(inputs, laterals, outs))
+
+    def _steps(self, inputs: Sequence[Tensor]) -> Iterable[Callable[[Tensor, Tensor], Tensor]]:
+        """What upsamples, step by step."""
+        return self.upsamplers.values()
 
     def _outputs(self, laterals: list[Tensor]) -> list[Tensor]:
         """The levels of the backbone, from the merged laterals."""
