@@ -1,0 +1,150 @@
+"""The features of a backbone that clusters, and the decode heads that use its clustering."""
+
+import functools
+from collections.abc import Iterable, Sequence
+
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.registry import MODELS
+from torch import Tensor
+
+from ..upsamplers.checks import check_bool
+from ..upsamplers.soft_clustering import Assignment
+
+
+class ClusteredFeatures(tuple):
+    """A backbone's features, with the assignments that it computed on its way down.
+
+    It is the tuple of features that every neck and head of mmseg takes, so whoever does not know of
+    the assignments does without: a stock head, an auxiliary head, ``extract_feat`` of a stock
+    segmentor. Whoever does know decodes by them. A segmentor that carries the assignments past the
+    heads would have needed a copy of ``loss``, ``predict`` and ``_forward`` for every kind of
+    segmentor, and a dict of features a change in every head; the only place where this one is lost
+    is a neck, which makes new features and is the one to use the assignments (`HCFPN`).
+
+    Attributes:
+        assignments: Fine to coarse: the points of each are the clusters of the one before.
+    """
+
+    assignments: tuple[Assignment, ...]
+
+    def __new__(
+        cls, features: Iterable[Tensor], assignments: Iterable[Assignment] = ()
+    ) -> 'ClusteredFeatures':
+        """Args: features (N, C_i, H_i, W_i), fine to coarse, and their assignments."""
+        self = super().__new__(cls, features)
+        self.assignments = tuple(assignments)
+        return self
+
+    def decode(self, value: Tensor, *, hard: bool = False) -> Tensor:
+        """Bring a map to the finest grid there is an assignment for, level by level.
+
+        Args:
+            value: (N, C, H, W) over the clusters of any assignment. Without assignments: any.
+            hard: Take the value of every point's likeliest cluster alone.
+
+        Returns:
+            (N, C, Hg, Wg), or without assignments ``value``.
+
+        Raises:
+            ValueError: A grid that no assignment has.
+        """
+        if not self.assignments:
+            return value
+        sizes = [assignment.size for assignment in self.assignments]
+        size = tuple(value.shape[2:])
+        if size not in sizes:
+            raise ValueError(
+                f'value: expected a map over the clusters of one of the levels, {sizes}, got {size}'
+            )
+        for assignment in self.assignments[sizes.index(size) :: -1]:
+            value = assignment.decode(value, hard=hard)
+        return value
+
+    def between(self, low: tuple[int, int], high: tuple[int, int]) -> Assignment | None:
+        """The assignment of the points of grid ``high`` to the clusters of grid ``low``, if any."""
+        for assignment in self.assignments:
+            if assignment.size == low and tuple(assignment.weights.shape[2:]) == high:
+                return assignment
+        return None
+
+
+def check_clustered(inputs: object) -> None:
+    """Raise TypeError unless ``inputs`` are features with assignments."""
+    if not isinstance(inputs, ClusteredFeatures):
+        raise TypeError(
+            'inputs: expected the features of a backbone that clusters, such as HCResNet, '
+            f'straight from it, got {type(inputs).__name__}'
+        )
+
+
+class ClusterDecoding:
+    """Mix-in for a decode head: its logits are decoded by the backbone's assignments.
+
+    The losses and the prediction then start from the decoded logits.
+
+    Args:
+        *args: The head's.
+        hard: Whether, when not training, each point takes its likeliest cluster's logits.
+        **kwargs: The head's.
+    """
+
+    def __init__(self, *args: object, hard: bool = False, **kwargs: object):
+        check_bool('hard', hard)
+        super().__init__(*args, **kwargs)
+        self.hard = hard
+
+    def forward(self, inputs: Sequence[Tensor], *args: object) -> Tensor:
+        """Compute the logits and decode them.
+
+        Args:
+            inputs: What `HCResNet` gives.
+            *args: What else the head takes, such as the output of the one before it.
+
+        Returns:
+            (N, num_classes, H, W) of the finest grid that has an assignment.
+
+        Raises:
+            TypeError: Features without assignments, or a head that gives more than logits.
+        """
+        check_clustered(inputs)
+        logits = super().forward(inputs, *args)
+        if not isinstance(logits, Tensor):
+            raise TypeError(
+                'head_type: expected a decode head whose forward gives the logits alone, got '
+                f'{type(self).__base__.__name__}, {type(logits).__name__}'
+            )
+        return inputs.decode(logits, hard=self.hard and not self.training)
+
+
+@functools.cache
+def _decoding(head: type) -> type:
+    """The class of ``head`` with `ClusterDecoding`; one, however often it is asked for."""
+    return type(f'HC{head.__name__}', (ClusterDecoding, head), {})
+
+
+@MODELS.register_module()
+def HCHead(head_type: str, **kwargs: object) -> BaseDecodeHead:
+    """Build a decode head of mmseg so that its logits are decoded by soft clustering.
+
+    It may be any whose ``forward`` gives the logits alone. Its parameters, their keys and its
+    losses are the head's::
+
+        decode_head=dict(type='HCHead', head_type='PSPHead', ...)
+
+    Args:
+        head_type: The head's ``type``.
+        **kwargs: The head's arguments, and ``hard``, see `ClusterDecoding`.
+
+    Returns:
+        The head.
+
+    Raises:
+        TypeError: No decode head.
+        ValueError: An unknown ``head_type``.
+    """
+    head = MODELS.get(head_type)
+    if head is None:
+        raise ValueError(f'head_type: expected a decode head of mmseg, got {head_type!r}')
+    if not (isinstance(head, type) and issubclass(head, BaseDecodeHead)):
+        raise TypeError(f'head_type: expected a decode head of mmseg, got {head_type!r}, {head}')
+    return _decoding(head)(**kwargs)
