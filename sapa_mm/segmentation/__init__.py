@@ -6,15 +6,37 @@ with require('mmsegmentation', __name__, '"mmcv>=2.0,<2.2" mmsegmentation==1.2.2
     import mmseg.models  # noqa: F401
 
 from .boundary_iou import BoundaryIoU
+from .clustered_features import ClusterDecoding, ClusteredFeatures, HCHead
 from .fpn import GuidedFPN
 from .fpn_head import GuidedFPNHead
+from .hc_fpn import HCFPN
+from .hc_resnet import HCResNet
 from .segformer_head import GuidedSegformerHead
+from .superpixel_hook import SuperpixelVisualizationHook
+from .superpixels import (
+    SuperpixelEncoderDecoder,
+    SuperpixelMetric,
+    achievable_segmentation_accuracy,
+    boundary_recall,
+    image_superpixels,
+)
 from .uper_head import GuidedUPerHead
 
 __all__ = [
+    'HCFPN',
     'BoundaryIoU',
+    'ClusterDecoding',
+    'ClusteredFeatures',
     'GuidedFPN',
     'GuidedFPNHead',
     'GuidedSegformerHead',
     'GuidedUPerHead',
+    'HCHead',
+    'HCResNet',
+    'SuperpixelEncoderDecoder',
+    'SuperpixelMetric',
+    'SuperpixelVisualizationHook',
+    'achievable_segmentation_accuracy',
+    'boundary_recall',
+    'image_superpixels',
 ]

@@ -6,5 +6,6 @@ with require('matplotlib', __name__, 'matplotlib'):
     import matplotlib  # noqa: F401
 
 from .comparison import draw_segmentations
+from .superpixels import draw_superpixels, mark_superpixels
 
-__all__ = ['draw_segmentations']
+__all__ = ['draw_segmentations', 'draw_superpixels', 'mark_superpixels']

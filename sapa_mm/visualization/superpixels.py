@@ -1,0 +1,93 @@
+"""Superpixels drawn over their image."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..frameworks import require
+from ..upsamplers.checks import check_positive_int
+
+PANEL_INCHES = 2.4
+DPI = 150
+COLOUR = (1.0, 1.0, 0.0)
+
+
+def mark_superpixels(image: np.ndarray, superpixels: np.ndarray, scale: int = 1) -> np.ndarray:
+    """Draw the boundaries of superpixels over an image.
+
+    Args:
+        image: (H, W, 3), uint8, RGB.
+        superpixels: (H, W), integers.
+        scale: By which the image is enlarged, so that the lines are finer than its pixels, an int.
+
+    Returns:
+        (scale * H, scale * W, 3), uint8, RGB.
+
+    Raises:
+        ImportError: scikit-image is not installed.
+        TypeError: ``scale`` is no int.
+        ValueError: Maps of different sizes, or ``scale`` is not positive.
+    """
+    check_positive_int('scale', scale)
+    with require('scikit-image', 'mark_superpixels', 'scikit-image'):
+        from skimage.segmentation import mark_boundaries
+    if superpixels.shape != image.shape[:2]:
+        raise ValueError(
+            f'superpixels: expected the size of the image, {image.shape[:2]}, got '
+            f'{superpixels.shape}'
+        )
+    image, superpixels = (
+        x.repeat(scale, axis=0).repeat(scale, axis=1) for x in (image, superpixels)
+    )
+    marked = mark_boundaries(image, superpixels, color=COLOUR, mode='inner')
+    return (255 * marked).round().astype(np.uint8)
+
+
+def draw_superpixels(
+    path: str | Path,
+    images: Sequence[np.ndarray],
+    superpixels: Sequence[Mapping[int, np.ndarray]],
+) -> None:
+    """Write a picture: a row an image, a column the image itself and each level over it.
+
+    Args:
+        path: File to write; the suffix gives the format.
+        images: (H, W, 3), uint8, RGB.
+        superpixels: For each image the stride of a level to its superpixels (H, W), the same
+            strides for all.
+
+    Raises:
+        ValueError: Not the same number of both, other strides, or maps of another size than their
+            image.
+    """
+    if len(superpixels) != len(images) or not images:
+        raise ValueError(f'superpixels: expected {len(images)}, at least 1, got {len(superpixels)}')
+    strides = list(superpixels[0])
+    for i, levels in enumerate(superpixels):
+        if list(levels) != strides:
+            raise ValueError(f'superpixels[{i}]: expected strides {strides}, got {list(levels)}')
+    # To at least the resolution of the picture.
+    scales = [math.ceil(PANEL_INCHES * DPI / image.shape[1]) for image in images]
+    rows = [
+        [image, *(mark_superpixels(image, levels[stride], scale) for stride in strides)]
+        for image, levels, scale in zip(images, superpixels, scales, strict=True)
+    ]
+
+    # As high as the images are for their width.
+    heights = [PANEL_INCHES * image.shape[0] / image.shape[1] for image in images]
+    columns = 1 + len(strides)
+    figure = Figure(
+        figsize=(PANEL_INCHES * columns, sum(heights) + 0.3), dpi=DPI, layout='constrained'
+    )
+    axes = figure.subplots(len(images), columns, squeeze=False, height_ratios=heights)
+    for row, pictures in zip(axes, rows, strict=True):
+        for axis, picture in zip(row, pictures, strict=True):
+            axis.imshow(picture, interpolation='nearest')
+            axis.set_axis_off()
+    titles = ['image', *(f'clusters of stride {stride}' for stride in strides)]
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=10)
+    figure.savefig(path)

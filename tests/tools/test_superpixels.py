@@ -1,0 +1,199 @@
+import copy
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import image as mpimg
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import save_checkpoint
+from mmseg.registry import MODELS
+from PIL import Image
+
+from sapa_mm.segmentation import image_superpixels
+from sapa_mm.visualization import draw_superpixels
+from sapa_mm.visualization.superpixels import COLOUR
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / 'tools'))  # last: tools/test.py must not hide the standard library's
+tool = importlib.import_module('superpixels')
+toy = importlib.import_module('make_toy_dataset')
+
+CONFIG = ROOT / 'configs' / 'hc' / 'hcfcn-32-tiny_r18-l3_1xb8-600_toy-160x160.py'
+STOCK = ROOT / 'configs' / 'sapa' / 'segformer_mit-t_bilinear_1xb8-600_toy-160x160.py'
+HEIGHT, WIDTH = 96, 128
+LEVELS = 3
+DPI = 150
+PANEL = 2.4  # inches
+
+
+class Inputs(NamedTuple):
+    """A model with its checkpoint, and files of two images."""
+
+    model: torch.nn.Module
+    checkpoint: Path
+    images: list[Path]
+
+
+@pytest.fixture(scope='module')
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('superpixels')
+    torch.manual_seed(0)
+    cfg = Config.fromfile(CONFIG)
+    init_default_scope('mmseg')
+    model = MODELS.build(cfg.model).eval()
+    model.init_weights()
+    for name, parameter in model.backbone.clusterings.named_parameters():
+        torch.nn.init.normal_(parameter, std=1.0)
+        assert name.endswith('weight')
+    meta = dict(dataset_meta=dict(classes=cfg.classes, palette=[[9, 9, 9]] * len(cfg.classes)))
+    checkpoint = folder / 'model.pth'
+    save_checkpoint(dict(meta=meta, state_dict=model.state_dict()), str(checkpoint))
+
+    options = toy.Options(num_train=1, num_val=1, size=(HEIGHT, WIDTH), layouts=('ade',))
+    toy.make_dataset(folder / 'toy', options)
+    (scene,) = (folder / 'toy' / 'ade' / 'images' / 'training').iterdir()
+    # Red beside blue, so that exchanged channels show.
+    halves = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    halves[:, : WIDTH // 2, 0] = halves[:, WIDTH // 2 :, 2] = 200
+    Image.fromarray(halves).save(folder / 'halves.png')
+    return Inputs(model, checkpoint, [scene, folder / 'halves.png'])
+
+
+def run(inputs: Inputs, out: Path, *options: object, config: Path = CONFIG) -> None:
+    arguments = [config, inputs.checkpoint, *inputs.images, '--out', out, *options]
+    tool.main([str(argument) for argument in arguments])
+
+
+def read(path: Path) -> np.ndarray:
+    """A picture, (H, W, 3) of floats from 0 to 1."""
+    return mpimg.imread(path)[..., :3]
+
+
+def spans(inside: np.ndarray) -> list[tuple[int, int]]:
+    """Where runs of True begin and end."""
+    edges = np.flatnonzero(np.diff(inside.astype(int), prepend=0, append=0))
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def find_panels(picture: np.ndarray) -> list[list[np.ndarray]]:
+    """The panels row by row; what is high enough to be no title."""
+    ink = (picture < 0.99).any(-1)
+    rows = [(a, b) for a, b in spans(ink.any(1)) if b - a > 100]
+    return [[picture[a:b, c:d] for c, d in spans(ink[a:b].mean(0) > 0.5)] for a, b in rows]
+
+
+def marked(panel: np.ndarray) -> int:
+    """Pixels in the boundaries' colour."""
+    return int((np.abs(panel - COLOUR) < 0.02).all(-1).sum())
+
+
+def test_a_row_an_image_and_a_column_a_level(inputs, tmp_path, capsys):
+    out = tmp_path / 'picture.png'
+    run(inputs, out)
+    assert capsys.readouterr().out.splitlines()[-1] == str(out)
+    assert [path.name for path in tmp_path.iterdir()] == ['picture.png']
+    picture = read(out)
+    height = 2 * PANEL * HEIGHT / WIDTH + 0.3
+    assert picture.shape == (round(DPI * height), round(DPI * PANEL * (1 + LEVELS)), 3)
+    panels = find_panels(picture)
+    assert [len(row) for row in panels] == [1 + LEVELS] * 2
+    for row in panels:
+        assert marked(row[0]) == 0
+        # Fine to coarse: coarser clusters have fewer boundaries.
+        counts = [marked(panel) for panel in row[1:]]
+        assert counts == sorted(counts, reverse=True)
+        assert len(set(counts)) == LEVELS and counts[-1] > 0
+    halves = panels[1][0]
+    middle = halves.shape[1] // 2
+    left, right = halves[:, : middle - 4].mean((0, 1)), halves[:, middle + 4 :].mean((0, 1))
+    assert np.abs(left - [200 / 255, 0, 0]).max() < 0.01
+    assert np.abs(right - [0, 0, 200 / 255]).max() < 0.01
+
+
+def test_the_superpixels_are_those_of_the_checkpoint(inputs, tmp_path):
+    run(inputs, tmp_path / 'got.png')
+    meta = dict(img_shape=(HEIGHT, WIDTH), ori_shape=(HEIGHT, WIDTH))
+    images = [np.asarray(Image.open(path).convert('RGB')) for path in inputs.images]
+
+    def draw(model: torch.nn.Module, path: Path) -> np.ndarray:
+        found = []
+        for image in images:
+            bgr = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)
+            with torch.no_grad():
+                data = model.data_preprocessor(dict(inputs=[bgr]))['inputs']
+                (levels,) = image_superpixels(model, data, [meta])
+            found.append({stride: level.numpy() for stride, level in levels.items()})
+        assert list(found[0]) == [8, 16, 32]
+        draw_superpixels(path, images, found)
+        return read(path)
+
+    got = read(tmp_path / 'got.png')
+    # The decoder of a JPEG may round a pixel differently.
+    assert (np.abs(got - draw(inputs.model, tmp_path / 'expected.png')) < 0.1).mean() > 0.999
+    other = copy.deepcopy(inputs.model)
+    torch.nn.init.normal_(other.backbone.clusterings['layer4'].query_proj.weight)
+    assert (np.abs(got - draw(other, tmp_path / 'other.png')) < 0.1).mean() < 0.999
+
+
+def test_help():
+    command = [sys.executable, str(ROOT / 'tools' / 'superpixels.py'), '--help']
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    for word in ('CONFIG', 'CHECKPOINT', 'IMAGE', '--out', '--device', 'superpixels.png'):
+        assert word in result.stdout
+
+
+def refused(inputs: Inputs, out: Path, capsys: pytest.CaptureFixture, **options: Path) -> str:
+    """The sentence with which the tool refuses, having written nothing."""
+    before = sorted(out.parent.parent.rglob('*'))
+    with pytest.raises(SystemExit) as stopped:
+        run(inputs, out, **options)
+    assert stopped.value.code not in (None, 0)
+    assert sorted(out.parent.parent.rglob('*')) == before
+    error = capsys.readouterr().err if stopped.value.code == 2 else str(stopped.value.code)
+    return error.splitlines()[-1]
+
+
+@pytest.mark.parametrize('what', ['config', 'checkpoint', 'image'])
+def test_missing_files(inputs, tmp_path, capsys, what):
+    missing = tmp_path / 'missing'
+    options = dict(config=missing) if what == 'config' else {}
+    if what == 'checkpoint':
+        inputs = inputs._replace(checkpoint=missing)
+    if what == 'image':
+        inputs = inputs._replace(images=[inputs.images[0], missing])
+    sentence = refused(inputs, tmp_path / 'picture.png', capsys, **options)
+    assert sentence.endswith(f'{missing}: no such file')
+
+
+@pytest.mark.parametrize('levels', [None, 0])
+def test_a_backbone_that_does_not_cluster(inputs, tmp_path, capsys, levels):
+    config = STOCK
+    if levels is not None:
+        config = tmp_path / 'config.py'
+        config.write_text(f'_base_ = {str(CONFIG)!r}\nmodel = dict(backbone=dict(levels=0))\n')
+    sentence = refused(inputs, tmp_path / 'picture.png', capsys, config=config)
+    assert 'HCResNet with levels of at least 1, got' in sentence
+    assert ('MixVisionTransformer' if levels is None else '0') in sentence
+
+
+def test_an_image_that_is_none(inputs, tmp_path, capsys):
+    broken = tmp_path / 'broken.png'
+    broken.write_text('no picture')
+    inputs = inputs._replace(images=[broken])
+    assert str(broken) in refused(inputs, tmp_path / 'picture.png', capsys)
+
+
+def test_the_folder_of_the_picture_is_missing(inputs, tmp_path, capsys):
+    out = tmp_path / 'missing' / 'picture.png'
+    assert str(out.parent) in refused(inputs, out, capsys)
+
+
+def test_a_picture_of_no_known_kind(inputs, tmp_path, capsys):
+    assert '.pig' in refused(inputs, tmp_path / 'picture.pig', capsys)

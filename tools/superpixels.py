@@ -1,0 +1,72 @@
+#!/usr/bin/env python
+"""Draw the superpixels that a clustering backbone finds in images, at every level.
+
+  python tools/superpixels.py CONFIG CHECKPOINT image.jpg another.jpg --out superpixels.png
+
+Each row of the picture is an image, alone and under the boundaries of the clusters of every level,
+fine to coarse. CONFIG is a segmentor of mmseg whose backbone is HCResNet.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import mmcv
+from _arguments import usable_device
+from _output import picture, write_atomically
+from mmengine.config import Config
+from mmseg.apis import inference_model, init_model
+from rich.progress import track
+
+import sapa_mm  # noqa: F401  registers what the config names
+from sapa_mm.visualization import draw_superpixels
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the arguments, find the superpixels, draw the picture."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', type=Path, metavar='CONFIG', help="the segmentor's config")
+    parser.add_argument('checkpoint', type=Path, metavar='CHECKPOINT', help='its weights')
+    parser.add_argument('images', type=Path, nargs='+', metavar='IMAGE', help='image files')
+    parser.add_argument(
+        '--out',
+        type=picture,
+        default=Path('superpixels.png'),
+        help='picture (%(default)s)',
+    )
+    parser.add_argument(
+        '--device', type=usable_device, default='cpu', help='where to predict (%(default)s)'
+    )
+    options = parser.parse_args(arguments)
+    for path in (options.config, options.checkpoint, *options.images):
+        if not path.is_file():
+            parser.error(f'{path}: no such file')
+
+    images = [mmcv.imread(path) for path in options.images]
+    for path, image in zip(options.images, images, strict=True):
+        if image is None:
+            parser.error(f'{path}: expected an image')
+
+    cfg = Config.fromfile(options.config)
+    if cfg.get('model', {}).get('type') not in ('EncoderDecoder', 'SuperpixelEncoderDecoder'):
+        parser.error(f'CONFIG: expected an EncoderDecoder of mmseg in {options.config}')
+    # Whose predictions hold the superpixels.
+    cfg.model.type = 'SuperpixelEncoderDecoder'
+    model = init_model(cfg, str(options.checkpoint), device=options.device)
+    if not getattr(model.backbone, 'levels', 0):
+        got = f'{type(model.backbone).__name__}, levels={getattr(model.backbone, "levels", None)}'
+        parser.error(f'CONFIG: expected HCResNet with levels of at least 1, got {got}')
+    superpixels = []
+    for image in track(images, 'Images', transient=True):
+        found = inference_model(model, image).pred_superpixels
+        superpixels.append(dict(zip(found.strides, found.data.cpu().numpy(), strict=True)))
+    pictures = [image[..., ::-1] for image in images]
+    write_atomically(options.out, lambda part: draw_superpixels(part, pictures, superpixels))
+    sys.stdout.write(f'{options.out}\n')
+
+
+if __name__ == '__main__':
+    main()
