@@ -7,11 +7,12 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from _benchmark_candidates import BILINEAR, OURS, PASSES, Shape
+from _output import write_atomically
 
 import sapa_mm
 
@@ -159,32 +160,10 @@ def print_totals(shapes: Sequence[Shape], rows: Sequence[dict]) -> None:
     print()
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``path`` and put it in its place when it is whole."""
-    part = path.with_name(f'.{path.name}.{os.getpid()}{path.suffix}')
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def write_json(path: Path, record: dict) -> None:
     """Write a record."""
     text = json.dumps(record, indent=2) + '\n'
     write_atomically(path, lambda part: part.write_text(text))
-
-
-def plot_problem(path: Path) -> str | None:
-    """Why a plot cannot be written to this file, or None if it can."""
-    try:
-        from matplotlib.backend_bases import FigureCanvasBase
-    except ImportError as error:
-        return f'needs matplotlib ({error}): pip install matplotlib'
-    known = FigureCanvasBase.get_supported_filetypes()
-    if path.suffix.removeprefix('.') not in known:
-        return f'expected a file that ends in one of {", ".join(sorted(known))}, got {path}'
-    return None
 
 
 def write_plot(path: Path, info: dict, rows: Sequence[dict]) -> None:

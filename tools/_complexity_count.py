@@ -7,6 +7,7 @@ CPU, with random weights.
 """
 
 import contextlib
+import copy
 import dataclasses
 import inspect
 import math
@@ -229,10 +230,30 @@ def attention_flops(inputs: list, outputs: list) -> int:
     return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
-# Matrix products that mmengine does not count.
+def similarity_flops(inputs: list, outputs: list) -> int:
+    """Multiply-adds of ``local_similarity``: D for every score."""
+    return math.prod(outputs[0].type().sizes()) * inputs[0].type().sizes()[1]
+
+
+def assembly_flops(inputs: list, outputs: list) -> int:
+    """Multiply-adds of ``assemble``: K * K for every value."""
+    return math.prod(outputs[0].type().sizes()) * inputs[2].toIValue() ** 2
+
+
+def affiliation_flops(inputs: list, outputs: list) -> int:
+    """Multiply-adds of ``point_affiliation``: K * K (D + C) for every pixel."""
+    batch, channels, height, width = outputs[0].type().sizes()
+    dims = inputs[0].type().sizes()[1] + channels
+    return batch * height * width * inputs[3].toIValue() ** 2 * dims
+
+
+# What mmengine does not count.
 PRODUCTS = {
     'aten::baddbmm': product_flops,
     'aten::scaled_dot_product_attention': attention_flops,
+    'sapa_mm::local_similarity': similarity_flops,
+    'sapa_mm::assemble': assembly_flops,
+    'sapa_mm::point_affiliation': affiliation_flops,
 }
 
 
@@ -240,6 +261,14 @@ def input_channels(model: nn.Module) -> int:
     """Channels of the image: of what the first convolution takes."""
     convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
     return next((conv.in_channels for conv in convs), 3)
+
+
+def build(cfg: Config) -> nn.Module:
+    """Build the model of a config, with random weights, for inference."""
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of the frameworks, about losses and older versions
+        # A segmentor writes into what it is built from.
+        return revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model))).eval()
 
 
 def count(cfg: Config, size: Size) -> Complexity:
@@ -259,8 +288,8 @@ def count(cfg: Config, size: Size) -> Complexity:
         stack.enter_context(DefaultScope.overwrite_default_scope(cfg.default_scope))
         stack.enter_context(warnings.catch_warnings())
         stack.enter_context(torch.no_grad())
-        warnings.simplefilter('ignore')  # of the frameworks, about losses and older versions
-        model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
+        warnings.simplefilter('ignore')
+        model = build(cfg)
         shape = (input_channels(model), *size)
         counted = Pass(model, size)
         analyzer = FlopAnalyzer(counted, (torch.rand(1, *shape),))

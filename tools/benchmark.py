@@ -15,6 +15,8 @@ the output once. Backward: read the output's gradient and the three inputs, writ
 (For the other candidates likewise, with their own inputs; bilinear's gradient needs no input.) It
 is given as a share of the bandwidth of a copy, read plus written, made in the same round.
 
+--models compares what whole models predict instead: time, parameters and FLOPs.
+
 Needs torch alone. SAPA-B as a module needs mmengine, CARAFE mmcv with its operators, and a plot
 matplotlib.
 """
@@ -28,12 +30,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler's start and stop are no news
 
 import torch
-from _arguments import positive
+from _arguments import positive, usable_device
 from _benchmark_candidates import (
     BILINEAR,
     COMPILE_MODES,
@@ -47,13 +48,13 @@ from _benchmark_candidates import (
 )
 from _benchmark_report import (
     environment,
-    plot_problem,
     print_table,
     print_totals,
     summarize,
     write_json,
     write_plot,
 )
+from _output import output_file, picture
 from torch import Tensor
 
 # Allowed max|error| / max|reference| before a candidate is timed.
@@ -337,21 +338,6 @@ def odd(text: str) -> int:
     return value
 
 
-def usable_device(text: str) -> torch.device:
-    """Parse a CPU or CUDA device that is there."""
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        device = torch.device('meta')
-    if device.type not in ('cpu', 'cuda'):
-        raise argparse.ArgumentTypeError(f'expected cpu, cuda or cuda:N, got {text}')
-    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
-        raise argparse.ArgumentTypeError(
-            f'expected a device that is there, got {text} of {torch.cuda.device_count()} GPUs'
-        )
-    return device
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(
@@ -373,9 +359,20 @@ def make_parser() -> argparse.ArgumentParser:
     own.add_argument('--embed', type=positive, help='channels D of query and key (32)')
     own.add_argument('--channels', type=positive, help='channels C of the value (256)')
     own.add_argument('--kernel-size', type=odd, help='window size K (5)')
+    models = parser.add_argument_group('whole models, in place of --shapes')
+    models.add_argument(
+        '--models',
+        nargs='+',
+        metavar='CONFIG',
+        help='time what they predict, in float32 and relative to the first; needs mmsegmentation '
+        'or mmdetection',
+    )
+    models.add_argument(
+        '--image-size', type=positive, nargs=2, metavar=('H', 'W'), help='of the images (512 512)'
+    )
     dtypes, layouts = list(TOLERANCE), list(LAYOUTS)
     add('--dtypes', nargs='+', choices=dtypes, help='dtypes (float32 on a CPU, all on a GPU)')
-    add('--layouts', nargs='+', default=layouts, choices=layouts, help='memory layouts (both)')
+    add('--layouts', nargs='+', choices=layouts, help='memory layouts (both)')
     add('--device', type=usable_device, help='where to run (cuda where there is one, else cpu)')
     add('--threads', type=positive, help='CPU threads (torch chooses)')
     add('--rounds', type=positive, help='timed rounds (9 on a CPU, 25 on a GPU)')
@@ -387,8 +384,8 @@ def make_parser() -> argparse.ArgumentParser:
         help='how torch.compile compiles the candidates that need it (off on a CPU, where it takes '
         'a minute a dtype and layout; default on a GPU)',
     )
-    add('--json', type=Path, help='file to write the figures to, after every shape')
-    add('--plot', type=Path, help='picture to write: times relative to bilinear interpolation')
+    add('--json', type=output_file, help='file to write the figures to, after every shape')
+    add('--plot', type=picture, help='picture to write: times relative to bilinear interpolation')
     return parser
 
 
@@ -399,15 +396,18 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[Shape]]:
     if options.device is None:
         options.device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     on_gpu = options.device.type == 'cuda'
+    own = {name: getattr(options, name) for name in OWN if getattr(options, name) is not None}
+    for name in ('shapes', 'plot', 'dtypes', 'layouts', 'compile', *(own.keys() - {'batch'})):
+        if options.models and getattr(options, name):
+            parser.error(f'argument --{name.replace("_", "-")}: not allowed with --models')
+    if options.image_size and not options.models:
+        parser.error('argument --image-size: not allowed without --models')
     options.dtypes = options.dtypes or (list(TOLERANCE) if on_gpu else ['float32'])
+    options.layouts = options.layouts or list(LAYOUTS)
     options.rounds = options.rounds or (25 if on_gpu else 9)
     options.compile = options.compile or ('default' if on_gpu else 'off')
-    for path in (options.json, options.plot):
-        if path and not path.parent.is_dir():
-            parser.error(f'expected a file in an existing folder, got {path}')
-    if options.plot and (problem := plot_problem(options.plot)):
-        parser.error(f'argument --plot: {problem}')
-    own = {name: getattr(options, name) for name in OWN if getattr(options, name) is not None}
+    if options.models:
+        return options, []
     if own and options.shapes:
         option = '--' + next(iter(own)).replace('_', '-')
         parser.error(f'argument {option}: not allowed with --shapes, whose sizes are fixed')
@@ -416,6 +416,29 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[Shape]]:
         return options, [Shape('own', **{'batch': 2, 'height': height, 'width': width, **own})]
     names = options.shapes or (PRESETS[:-1] if on_gpu else PRESETS[-1:])
     return options, [shape for name in names for shape in preset(name, options.device)]
+
+
+def compare_models(options: argparse.Namespace) -> int:
+    """Measure whole models, print, and write the JSON."""
+    from _benchmark_models import compare, table
+    from _launch import LaunchError
+
+    size = tuple(options.image_size or (512, 512))
+    batch = options.batch or 1
+    watch = Stopwatch(options.device)
+    try:
+        rows = compare(options.models, size, batch, options.rounds, options.device, watch.seconds)
+    except LaunchError as error:
+        print(f'benchmark.py: {error}', file=sys.stderr)
+        return 2
+    info = environment(options.device)
+    print(', '.join(f'{k} {v}' for k, v in info.items()))
+    print(f'{batch} x 3 x {size[0]} x {size[1]}, float32; in brackets: times the first.\n')
+    print(table(rows))
+    if options.json:
+        record = {'environment': info, 'batch': batch, 'size': size, 'models': rows}
+        write_json(options.json, record)
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -429,6 +452,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     if options.device.type == 'cuda':
         torch.cuda.set_device(options.device)
+    if options.models:
+        return compare_models(options)
     info = environment(options.device)
     print(', '.join(f'{k} {v}' for k, v in info.items()))
     print(

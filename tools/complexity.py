@@ -21,11 +21,11 @@ import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from _arguments import positive
 from _launch import FRAMEWORKS, LaunchError, find_config, package_folder
+from _output import output_file
 
 if TYPE_CHECKING:  # importing the frameworks takes seconds: not before the arguments are checked
     from _complexity_count import Complexity
@@ -62,14 +62,6 @@ class Job:
     name: str
     cfg: 'Config'
     size: tuple[int, int]
-
-
-def output_file(text: str) -> Path:
-    """Parse the path of a file that can be made."""
-    path = Path(text)
-    if not path.parent.is_dir() or path.is_dir():
-        raise argparse.ArgumentTypeError(f'expected a file in an existing folder, got {text}')
-    return path
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,91 @@
+"""The whole models that `benchmark.py --models` compares."""
+
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from _benchmark_report import milliseconds
+from _complexity_count import build, count
+from _launch import LaunchError
+from complexity import read_job, reason
+from torch import Tensor, nn
+
+import sapa_mm  # noqa: F401  registers what configs name
+
+
+def prediction(model: nn.Module, images: Tensor) -> Callable[[], object]:
+    """What predicts ``images``: a segmentor's classes at full size, else what the heads give."""
+    mode = 'predict' if hasattr(model, 'decode_head') else 'tensor'
+    return partial(model, images, mode=mode)
+
+
+def compare(
+    names: Sequence[str],
+    size: tuple[int, int],
+    batch: int,
+    rounds: int,
+    device: torch.device,
+    seconds: Callable[[Callable[[], object]], tuple[float, float]],
+) -> list[dict]:
+    """Time the models of configs in turns, and count them.
+
+    Args:
+        names: Configs; ratios are to the first.
+        size: (H, W) of the images.
+        batch: Images of a call.
+        rounds: Timed rounds.
+        device: Where.
+        seconds: Times a call.
+
+    Returns:
+        A row for each.
+
+    Raises:
+        LaunchError: A config that cannot be read, or whose model cannot be built or run.
+    """
+    configs = [read_job(name, size).cfg for name in names]
+    images = torch.randn(batch, 3, *size, device=device)
+    counted, calls = [], []
+    for name, cfg in zip(names, configs, strict=True):
+        try:
+            counted.append(count(cfg, size))
+            calls.append(prediction(build(cfg).to(device), images))
+        except Exception as error:  # of whatever kind: the model is the user's
+            raise LaunchError(f'{name}: {reason(error)}') from error
+    times: list[list[float]] = [[] for _ in calls]
+    with torch.no_grad():
+        for i in range(rounds + 1):
+            for name, call, taken in zip(names, calls, times, strict=True):
+                found, _ = seconds(call)
+                if i:  # the first round warms up
+                    taken.append(found)
+                print(f'[{i}/{rounds}] {name}', file=sys.stderr, flush=True)
+    return [
+        {
+            'config': name,
+            'parameters': found.params,
+            'flops': found.flops,
+            'ms': 1e3 * statistics.median(taken),
+            'ms_min_max': [1e3 * min(taken), 1e3 * max(taken)],
+            'time_over_first': statistics.median(
+                t / first for t, first in zip(taken, times[0], strict=True)
+            ),
+            'flops_over_first': found.flops / counted[0].flops,
+        }
+        for name, found, taken in zip(names, counted, times, strict=True)
+    ]
+
+
+def table(rows: Sequence[dict]) -> str:
+    """The rows in Markdown."""
+    lines = ['| model | parameters | GFLOPs | ms |', '| --- | ---: | ---: | ---: |']
+    lines += [
+        f'| {Path(row["config"]).stem} | {row["parameters"]:,} '
+        f'| {row["flops"] / 1e9:.1f} ({row["flops_over_first"]:.2f}x) '
+        f'| {milliseconds(row["ms"])} ({row["time_over_first"]:.2f}x) |'
+        for row in rows
+    ]
+    return '\n'.join(lines)
