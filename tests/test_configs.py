@@ -1,36 +1,41 @@
 """Every config is what its name and its page say, builds, trains a step and predicts."""
 
 import copy
-import functools
 import re
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
-import torch
 import yaml
-from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, TRANSFORMS, init_default_scope
-from mmengine.structures import PixelData
-from mmseg.structures import SegDataSample
 from PIL import Image
-from torch import Tensor, nn
+from testing_configs import (
+    ROOT,
+    SIZE,
+    build,
+    load,
+    offline,
+    predict,
+    samples,
+    step_and_predict,
+    train_step,
+    trained,
+)
+from torch import nn
 
 from sapa_mm import upsamplers
 
-ROOT = Path(__file__).parents[1]
-# The reconstruction experiment trains models and data of its own, and has tests of its own.
+# Families whose configs are not of a host and an upsampler, and have tests of their own.
+OTHERS = ('hc', 'reconstruction')
 CONFIGS = sorted(
-    path for path in (ROOT / 'configs').glob('[!_]*/*.py') if path.parent.name != 'reconstruction'
+    path for path in (ROOT / 'configs').glob('[!_]*/*.py') if path.parent.name not in OTHERS
 )
-FAMILIES = sorted({path.parent for path in CONFIGS})
+FAMILIES = sorted({path.parent for path in CONFIGS} | {ROOT / 'configs' / 'hc'})
 PAGES = ['README.md', *(str(p.relative_to(ROOT)) for p in (ROOT / 'configs').glob('*/README.md'))]
-SIZE = 64  # of the test images
-CLASSES = (1, 3, 7)  # in their truth
 
 
 class Model(NamedTuple):
@@ -152,93 +157,11 @@ def parse(path: Path) -> Name:
     return Name(model, upsampler, batch_size, length, size and (int(size[1]), int(size[2])))
 
 
-@functools.cache
-def load(path: Path | str) -> Config:
-    """A config from a path, from below configs/, or a framework's own as 'mmseg::...'."""
-    if '::' in str(path):
-        return Config.fromstring(f'_base_ = {path!r}', '.py')  # marks its scopes as a config's base
-    return Config.fromfile(ROOT / 'configs' / path)
-
-
-@MODELS.register_module()
-class BuiltOnce(nn.Module):
-    """Swin-B as fixed features: to build its 87 M parameters again takes longer than the rest.
-
-    Args:
-        cfg: Config of the backbone, which all models with this config share.
-    """
-
-    built: ClassVar[dict[str, nn.Module]] = {}
-
-    def __init__(self, cfg: dict):
-        super().__init__()
-        self.key = repr(cfg)
-        if self.key not in self.built:
-            self.built[self.key] = MODELS.build(cfg).requires_grad_(False)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return self.built[self.key](images)
-
-
-def offline(cfg: Config) -> Config:
-    """The model without its pretrained weights and without synchronized normalization."""
-    cfg = copy.deepcopy(cfg)
-    if 'pretrained' in cfg.model:
-        cfg.model.pretrained = None
-    cfg.model.backbone.init_cfg = None
-    for part in ('backbone', 'neck', 'decode_head'):
-        norm = cfg.model.get(part, {}).get('norm_cfg')
-        if norm and norm.type == 'SyncBN':
-            norm.type = 'BN'
-    if cfg.model.backbone.type == 'SwinTransformer':
-        cfg.model.backbone = dict(type='BuiltOnce', cfg=cfg.model.backbone.to_dict())
-    if cfg.default_scope == 'mmdet':
-        # Untrained scores are small, and a prediction without boxes would show little.
-        test_cfg = cfg.model.test_cfg
-        test_cfg.get('rcnn', test_cfg).score_thr = 0.0
-        if 'rcnn' in test_cfg:
-            # As many regions as an image of this size has room for.
-            test_cfg.rpn.max_per_img = cfg.model.train_cfg.rpn_proposal.max_per_img = 100
-            cfg.model.train_cfg.rcnn.sampler.num = 32
-    return cfg
-
-
-def samples(cfg: Config) -> dict:
-    """Two random images with their truth, as the framework's own pipelines pack them."""
-    if cfg.default_scope == 'mmdet':
-        with_mask = 'mask_head' in cfg.model.get('roi_head', {})
-        return demo_mm_inputs(2, (3, SIZE, SIZE), num_items=[2, 3], with_mask=with_mask)
-    shape = (SIZE, SIZE)
-    batch = {'inputs': [], 'data_samples': []}
-    for _ in range(2):
-        truth = SegDataSample(metainfo=dict(img_shape=shape, ori_shape=shape, pad_shape=shape))
-        # One object on either side of a third.
-        columns = torch.tensor(CLASSES).repeat_interleave(torch.tensor([20, 20, SIZE - 40]))
-        truth.gt_sem_seg = PixelData(data=columns.expand(1, SIZE, SIZE).clone())
-        batch['inputs'].append(torch.randint(0, 256, (3, SIZE, SIZE), dtype=torch.uint8))
-        batch['data_samples'].append(truth)
-    return batch
-
-
-def build(cfg: Config) -> nn.Module:
-    """The model of a config that went through `offline`, for images of the test's size."""
-    init_default_scope(cfg.default_scope)
-    model = MODELS.build(cfg.model)
-    model.init_weights()
-    if cfg.default_scope == 'mmseg':
-        model.data_preprocessor.size = (SIZE, SIZE)
-    return model
-
-
 def host_of(model: nn.Module) -> nn.Module | None:
     """The part of a model that has upsamplers, if one has."""
     hosts = [module for module in model.modules() if hasattr(module, 'upsamplers')]
     assert len(hosts) <= 1
     return hosts[0] if hosts else None
-
-
-def trained(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {n: p for n, p in module.named_parameters() if p.requires_grad}
 
 
 def check_optimizer(host: nn.Module, optim_wrapper: OptimWrapper, cfg: Config, rate: float) -> None:
@@ -256,51 +179,6 @@ def check_optimizer(host: nn.Module, optim_wrapper: OptimWrapper, cfg: Config, r
         expected = 0 if exempt and isinstance(module, nn.LayerNorm | nn.BatchNorm2d) else decay
         for parameter in module.parameters(recurse=False):
             assert groups[id(parameter)]['weight_decay'] == expected
-
-
-def train_step(model: nn.Module, optim_wrapper: OptimWrapper, batch: dict) -> None:
-    """One step of the config's own optimizer moves every parameter of the upsamplers."""
-    before = {n: p.detach().clone() for n, p in trained(model).items() if 'upsamplers' in n}
-    data = model.data_preprocessor(copy.deepcopy(batch), training=True)
-    loss, logged = model.parse_losses(model(**data, mode='loss'))
-    assert loss > 0
-    assert all(value.isfinite() for value in logged.values())
-    optim_wrapper.backward(loss)
-    after = trained(model)
-    for name in before:
-        assert after[name].grad.isfinite().all(), name
-        assert after[name].grad.any(), name
-    optim_wrapper.step()
-    for name, value in before.items():
-        assert after[name].isfinite().all(), name
-        assert not after[name].equal(value), name
-
-
-@torch.no_grad()
-def predict(model: nn.Module, batch: dict) -> None:
-    """The prediction has the image's size and is one."""
-    batch = {key: values[:1] for key, values in copy.deepcopy(batch).items()}
-    (result,) = model.eval().test_step(batch)
-    if 'pred_sem_seg' in result:
-        assert result.pred_sem_seg.data.shape == (1, SIZE, SIZE)
-        assert result.seg_logits.data.shape == (model.decode_head.num_classes, SIZE, SIZE)
-        assert result.seg_logits.data.isfinite().all()
-        return
-    found = result.pred_instances
-    assert len(found) == 100
-    assert found.bboxes.isfinite().all()
-    assert 0 <= found.bboxes.min() < found.bboxes.max() <= SIZE
-    assert found.scores.isfinite().all()
-    if model.with_mask:
-        assert found.masks.shape == (100, SIZE, SIZE)
-
-
-def step_and_predict(cfg: Config, model: nn.Module) -> None:
-    """Train one step with the config's own optimizer, then predict."""
-    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    batch = samples(cfg)
-    train_step(model, optim_wrapper, batch)
-    predict(model, batch)
 
 
 def check_upsamplers(host: nn.Module, name: Name) -> None:
@@ -499,5 +377,6 @@ def test_metafile_and_page_list_every_config_with_the_same_results(family):
             assert result == '-'
             continue
         ((metric, value),) = model['Results'][0]['Metrics'].items()
-        assert metric.endswith(' (reported by the SAPA paper)')
+        paper = 'HC' if family.name == 'hc' else 'SAPA'
+        assert metric.endswith(f' (reported by the {paper} paper)')
         assert float(result) == value

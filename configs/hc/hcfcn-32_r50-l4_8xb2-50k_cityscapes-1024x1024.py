@@ -1,0 +1,3 @@
+_base_ = './hcfcn-32_r50-l2_8xb2-50k_cityscapes-1024x1024.py'
+
+model = dict(backbone=dict(levels=4))
