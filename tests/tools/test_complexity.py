@@ -143,23 +143,28 @@ class PairedToy(BaseModel):
 
 
 @pytest.mark.parametrize(
-    'upsample_cfg, flops',
+    'upsample_cfg, flops, pooling',
     [
         # Per block: two 5 x 5 filters, their product over 8 channels, P. Per pixel: 3 x 3 window.
-        (dict(type='A2U', mode='static', paired=True), 16 * (51 * 8 + 36) + 64 * 9 * 8),
+        # It pools by 3 x 3 blocks of 4 pixels.
+        (
+            dict(type='A2U', mode='static', paired=True),
+            16 * (51 * 8 + 36) + 64 * 9 * 8,
+            16 * 9 * 4 * 8,
+        ),
         # Per block: 4 x 4 to 16 hidden channels, 1 x 1 to 4. Per pixel: 8 products.
-        (dict(type='IndexNet'), 16 * (16 * 8 * 16 + 16 * 4) + 64 * 8),
+        (dict(type='IndexNet'), 16 * (16 * 8 * 16 + 16 * 4) + 64 * 8, 0),
     ],
     ids=lambda value: value['type'] if isinstance(value, dict) else '',
 )
-def test_a_guide_that_is_encoded_for_two_directions_counts_once(upsample_cfg, flops):
+def test_a_guide_that_is_encoded_for_two_directions_counts_once(upsample_cfg, flops, pooling):
     model = {'type': 'PairedToy', 'upsample_cfg': upsample_cfg}
     found = counter.count(Config({'default_scope': 'mmseg', 'model': model}), (8, 8))
     assert found.shape == (2, 8, 8)
     assert [(step.host, step.flops, step.sizes) for step in found.steps] == [
         ('', flops, [((4, 4), (8, 8))])
     ]
-    assert found.flops == 64 * 2 * 8 * 9 + flops
+    assert found.flops == 64 * 2 * 8 * 9 + flops + pooling
 
 
 @MODELS.register_module()
