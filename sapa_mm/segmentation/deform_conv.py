@@ -20,11 +20,15 @@ class DeformConv(ModulatedDeformConv2dPack):
         Returns:
             (N, out_channels, H', W'), contiguous.
         """
-        offset_y, offset_x, mask = self.conv_offset(x).contiguous().chunk(3, dim=1)
+        predicted = self.conv_offset(x).contiguous()
+        dtype = predicted.dtype
+        if dtype == torch.bfloat16:  # which the operator does not know
+            predicted = predicted.float()
+        offset_y, offset_x, mask = predicted.chunk(3, dim=1)
         # A 1x1 weight is contiguous in either format, so `contiguous` would keep strides that the
         # operator's backward does not take.
         weight = self.weight.clone(memory_format=torch.contiguous_format)
-        return modulated_deform_conv2d(
+        out = modulated_deform_conv2d(
             x.contiguous(),
             torch.cat((offset_y, offset_x), dim=1),
             mask.sigmoid(),
@@ -36,3 +40,4 @@ class DeformConv(ModulatedDeformConv2dPack):
             self.groups,
             self.deform_groups,
         )
+        return out.to(dtype)

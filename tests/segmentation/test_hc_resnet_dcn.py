@@ -47,6 +47,20 @@ def test_deformable_convolutions_are_those_that_halve(variant, depth, levels):
     assert {name for name in missing if not name.startswith('clusterings.')} == offsets
 
 
+def test_under_autocast():
+    ours = HCResNet(18, 2, downsampling='dcn', **TINY)
+    ours.eval()
+    for conv in deformable(ours).values():
+        nn.init.normal_(conv.conv_offset.weight, std=0.05)
+    images = make_images()
+    expected = ours(images)
+    with torch.autocast('cpu', torch.bfloat16):
+        got = ours(images)
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == torch.bfloat16
+        assert (a.float() - b).abs().max() < 0.1 * b.abs().max()
+
+
 def test_the_shortcut_of_v1d_still_pools():
     ours, _ = build_pair(50, 'V1d', levels=4, downsampling='dcn')
     for stage in (ours.layer2, ours.layer3, ours.layer4):
