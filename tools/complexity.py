@@ -24,8 +24,9 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from _arguments import positive
-from _launch import FRAMEWORKS, LaunchError, find_config, package_folder
-from _output import output_file
+from _configs import read_config, reason
+from _launch import LaunchError, package_folder
+from _output import output_file, write_atomically
 
 if TYPE_CHECKING:  # importing the frameworks takes seconds: not before the arguments are checked
     from _complexity_count import Complexity
@@ -127,35 +128,13 @@ def read_job(name: str, shape: Sequence[int] | None) -> Job:
     Raises:
         LaunchError: No such config, a broken one, or one that has no model or size.
     """
-    from mmengine.config import Config
-
-    path = find_config(name)
-    try:
-        cfg = Config.fromfile(path)
-    except Exception as error:  # it is Python, and any of it can be wrong
-        raise LaunchError(f'CONFIG: {name} cannot be read: {reason(error)}') from error
-    if cfg.get('default_scope') not in FRAMEWORKS:
-        raise LaunchError(
-            f'CONFIG: expected default_scope {" or ".join(map(repr, FRAMEWORKS))} in {name}, got '
-            f'{cfg.get("default_scope")!r}'
-        )
-    package_folder(cfg.default_scope)
-    if not cfg.get('model'):
-        raise LaunchError(f'CONFIG: expected a model in {name}, got none')
+    cfg = read_config(name)
     size = shape or config_size(cfg)
     if size is None:
         raise LaunchError(f'CONFIG: {name} names no size of its images; give --shape H W')
     preprocessor = cfg.model.get('data_preprocessor') or {}
     divisor = preprocessor.get('pad_size_divisor', 1)
     return Job(name, cfg, tuple(-(-n // divisor) * divisor for n in size))
-
-
-def reason(error: Exception) -> str:
-    """An exception's type and the first line of its message; of a failed import all of it."""
-    message = str(error).strip()
-    if not isinstance(error, ImportError):
-        message = message.partition('\n')[0]
-    return ': '.join(filter(None, [type(error).__name__, message]))
 
 
 def grid(head: Sequence[str], rows: Iterable[Sequence[str]], names: int) -> list[str]:
@@ -296,7 +275,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     warnings.filterwarnings('ignore', 'pkg_resources', UserWarning)  # mmengine's
     options, jobs = parse(argv)
-    from _benchmark_report import write_atomically
     from _complexity_count import count
 
     text = ''

@@ -24,6 +24,7 @@ sys.path.append(str(TOOLS))  # last: tools/test.py must not hide the standard li
 complexity = importlib.import_module('complexity')
 counter = importlib.import_module('_complexity_count')
 tables = importlib.import_module('_complexity_tables')
+launch = importlib.import_module('_launch')
 
 SAPA = ROOT / 'configs' / 'sapa'
 GUIDED = SAPA / 'segformer_mit-t_sapa-g_1xb8-600_toy-160x160.py'
@@ -201,9 +202,7 @@ def test_roi_heads_get_all_proposals_whatever_the_weights():
 
 def test_mask_classification_heads_and_their_pixel_decoder():
     # mmsegmentation's own counter refuses these heads.
-    config = complexity.find_config(
-        'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py'
-    )
+    config = launch.find_config('mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py')
     found = count(
         config,
         (64, 96),
