@@ -9,17 +9,10 @@ from pathlib import Path
 import torch
 from _benchmark_report import milliseconds
 from _complexity_count import build, count
+from _configs import read_config, reason
 from _launch import LaunchError
-from complexity import read_job, reason
-from torch import Tensor, nn
 
 import sapa_mm  # noqa: F401  registers what configs name
-
-
-def prediction(model: nn.Module, images: Tensor) -> Callable[[], object]:
-    """What predicts ``images``: a segmentor's classes at full size, else what the heads give."""
-    mode = 'predict' if hasattr(model, 'decode_head') else 'tensor'
-    return partial(model, images, mode=mode)
 
 
 def compare(
@@ -30,7 +23,7 @@ def compare(
     device: torch.device,
     seconds: Callable[[Callable[[], object]], tuple[float, float]],
 ) -> list[dict]:
-    """Time the models of configs in turns, and count them.
+    """Time the predictions of segmentors in turns, from the images to the classes, and count them.
 
     Args:
         names: Configs; ratios are to the first.
@@ -46,13 +39,19 @@ def compare(
     Raises:
         LaunchError: A config that cannot be read, or whose model cannot be built or run.
     """
-    configs = [read_job(name, size).cfg for name in names]
+    configs = [read_config(name) for name in names]
+    for name, cfg in zip(names, configs, strict=True):
+        if cfg.default_scope != 'mmseg':
+            raise LaunchError(f'--models: expected segmentors of mmseg, got {name}')
     images = torch.randn(batch, 3, *size, device=device)
     counted, calls = [], []
     for name, cfg in zip(names, configs, strict=True):
         try:
             counted.append(count(cfg, size))
-            calls.append(prediction(build(cfg).to(device), images))
+            call = partial(build(cfg).to(device), images, mode='predict')
+            with torch.no_grad():
+                call()
+            calls.append(call)
         except Exception as error:  # of whatever kind: the model is the user's
             raise LaunchError(f'{name}: {reason(error)}') from error
     times: list[list[float]] = [[] for _ in calls]

