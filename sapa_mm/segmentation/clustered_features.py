@@ -11,6 +11,14 @@ from ..upsamplers.checks import check_bool
 from ..upsamplers.soft_clustering import Assignment
 
 
+def check_levels(levels: object) -> None:
+    """Raise TypeError or ValueError unless ``levels`` is a number of clustering stages."""
+    if isinstance(levels, bool) or not isinstance(levels, int):
+        raise TypeError(f'levels: expected an int from 0 to 4, got {levels!r}')
+    if not 0 <= levels <= 4:
+        raise ValueError(f'levels: expected an int from 0 to 4, got {levels}')
+
+
 class ClusteredFeatures(tuple):
     """A backbone's features, with the assignments that it computed on its way down.
 
@@ -105,13 +113,22 @@ class ClusterDecoding:
 
         Raises:
             TypeError: Features without assignments, or a head that gives more than logits.
+            ValueError: A head whose logits are on no grid of clusters.
         """
         check_clustered(inputs)
         logits = super().forward(inputs, *args)
+        head = type(self).__bases__[1].__name__
         if not isinstance(logits, Tensor):
             raise TypeError(
                 'head_type: expected a decode head whose forward gives the logits alone, got '
-                f'{type(self).__base__.__name__}, {type(logits).__name__}'
+                f'{head}, {type(logits).__name__}'
+            )
+        grids = [assignment.size for assignment in inputs.assignments]
+        if grids and tuple(logits.shape[2:]) not in grids:
+            raise ValueError(
+                'head_type: expected a decode head whose logits are on a grid of clusters, '
+                f'{grids}, as those of FCNHead, PSPHead and ASPPHead are, got {head}, '
+                f'{tuple(logits.shape[2:])}'
             )
         return inputs.decode(logits, hard=self.hard and not self.training)
 
@@ -119,15 +136,26 @@ class ClusterDecoding:
 @functools.cache
 def _decoding(head: type) -> type:
     """The class of ``head`` with `ClusterDecoding`; one, however often it is asked for."""
-    return type(f'HC{head.__name__}', (ClusterDecoding, head), {})
+    return type(f'HC{head.__name__}', (ClusterDecoding, head), {'__module__': __name__})
+
+
+def __getattr__(name: str) -> type:
+    """Find the class of a decoding head, which unpickling looks up here."""
+    head = MODELS.get(name.removeprefix('HC')) if name.startswith('HC') else None
+    if head is None:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return _decoding(head)
 
 
 @MODELS.register_module()
 def HCHead(head_type: str, **kwargs: object) -> BaseDecodeHead:
     """Build a decode head of mmseg so that its logits are decoded by soft clustering.
 
-    It may be any whose ``forward`` gives the logits alone. Its parameters, their keys and its
-    losses are the head's::
+    It may be any whose ``forward`` gives the logits alone, on a grid of clusters, which is that of
+    the backbone's last feature with FCNHead, PSPHead, ASPPHead and their like. A head that fuses
+    finer features needs a level for its grid, and leaves the coarser levels without a gradient,
+    which several GPUs have to be told by ``find_unused_parameters=True``. Its parameters, their
+    keys and its losses are the head's::
 
         decode_head=dict(type='HCHead', head_type='PSPHead', ...)
 
@@ -142,6 +170,8 @@ def HCHead(head_type: str, **kwargs: object) -> BaseDecodeHead:
         TypeError: No decode head.
         ValueError: An unknown ``head_type``.
     """
+    if not isinstance(head_type, str):
+        raise TypeError(f'head_type: expected the name of a decode head, got {head_type!r}')
     head = MODELS.get(head_type)
     if head is None:
         raise ValueError(f'head_type: expected a decode head of mmseg, got {head_type!r}')

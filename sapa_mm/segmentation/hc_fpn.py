@@ -6,43 +6,67 @@ from mmseg.models.necks import FPN
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from ..upsamplers.top_down import GuidedTopDown
-from .clustered_features import check_clustered
+from ..upsamplers.top_down import GuidedTopDown, level_steps
+from .clustered_features import check_clustered, check_levels
 
 
 @MODELS.register_module()
 class HCFPN(GuidedTopDown, FPN):
     """mmsegmentation's ``FPN`` that upsamples a level by the assignment of the finer one to it.
 
-    Behind `HCResNet`. Steps that the backbone has no assignment for are upsampled as
-    ``upsample_cfg`` says; with none at all it is the plain ``FPN``.
+    Behind `HCResNet`, straight from it. Steps that the backbone has no assignment for are upsampled
+    as ``upsample_cfg`` says; with none at all it is the plain ``FPN``. An assignment that no step
+    has a use for, that of a fourth level, gets no gradient, which several GPUs have to be told by
+    ``find_unused_parameters=True``.
 
     Args:
+        levels: The backbone's ``levels``: the steps that they decode then have no upsampler, whose
+            parameters would not be used. Default: every step has one.
         upsample_cfg: Config of the other steps' upsamplers. Default: nearest, as in ``FPN``.
         step_cfgs: Options of single steps that differ, see `GuidedTopDown`. Default: none.
         **kwargs: ``FPN``'s other arguments.
 
     Raises:
-        TypeError: ``upsample_cfg`` or ``step_cfgs`` is no dict; in ``forward``, features without
-            assignments.
-        ValueError: Unknown upsampler or step.
+        TypeError: ``upsample_cfg`` or ``step_cfgs`` is no dict, ``levels`` no int; in ``forward``,
+            features without assignments.
+        ValueError: Unknown upsampler or step, or ``levels`` not from 0 to 4; in ``forward``, fewer
+            assignments than ``levels``.
     """
 
-    def __init__(self, *args: object, upsample_cfg: dict | None = None, **kwargs: object):
+    def __init__(
+        self,
+        *args: object,
+        upsample_cfg: dict | None = None,
+        levels: int | None = None,
+        **kwargs: object,
+    ):
         upsample_cfg = dict(type='nearest') if upsample_cfg is None else upsample_cfg
         if isinstance(upsample_cfg, Mapping) and 'type' not in upsample_cfg:
             raise ValueError(f'upsample_cfg: expected a dict with a type, got {upsample_cfg!r}')
+        if levels is not None:
+            check_levels(levels)
         super().__init__(*args, upsample_cfg=upsample_cfg, **kwargs)
+        decoded = level_steps(self.num_ins, self.num_ins - (levels or 0), self.out_channels)
+        for name in decoded.keys() & self.upsamplers.keys():
+            del self.upsamplers[name]
 
     def _steps(self, inputs: Sequence[Tensor]) -> Iterable[Callable[[Tensor, Tensor], Tensor]]:
         """Decode where there is an assignment, else upsample."""
         check_clustered(inputs)
 
-        def step(upsampler: Callable[[Tensor, Tensor], Tensor]) -> Callable:
-            def decode(x: Tensor, guide: Tensor) -> Tensor:
+        def step(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+            def upsample(x: Tensor, guide: Tensor) -> Tensor:
                 assignment = inputs.between(tuple(x.shape[2:]), tuple(guide.shape[2:]))
-                return upsampler(x, guide) if assignment is None else assignment.decode(x)
+                if assignment is not None:
+                    return assignment.decode(x)
+                if name not in self.upsamplers:
+                    raise ValueError(
+                        f'levels: expected the number of assignments, {len(inputs.assignments)}, '
+                        f'or fewer, as the step {name} has none'
+                    )
+                return self.upsamplers[name](x, guide)
 
-            return decode
+            return upsample
 
-        return map(step, super()._steps(inputs))
+        steps = level_steps(self.backbone_end_level, self.start_level + 1, self.out_channels)
+        return map(step, steps)

@@ -1,5 +1,6 @@
 """ResNet that clusters its features softly wherever it halves their size."""
 
+import math
 from collections.abc import Mapping
 
 from mmengine.model import ModuleDict, Sequential
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from ..ops.checks import check_choice
 from ..upsamplers.soft_clustering import SoftClustering
-from .clustered_features import ClusteredFeatures
+from .clustered_features import ClusteredFeatures, check_levels
 
 SAMPLING_BRANCHES = ('identity', 'residual', 'block')
 DOWNSAMPLINGS = ('conv', 'dcn')
@@ -61,8 +62,8 @@ class HCResNet(ResNet):
             (``'block'``).
         downsampling: In the stages that cluster, what halves the size: strided convolutions
             (``'conv'``) or modulated deformable ones (``'dcn'``, DCNv2), in the block's 3x3
-            convolution and in the shortcut (not in that of a ResNetV1d, which pools). Their offsets
-            start at 0; published weights load.
+            convolution and in the shortcut (not in that of a ResNetV1d, which pools). Published
+            weights load; the offsets start at 0 and the modulation, as mmcv's does, at 0.5.
         clustering_cfg: Options of `SoftClustering`. Default: the paper's, 64 channels, K = 3,
             cosine similarity, temperature 0.07.
         deep_stem: Three 3x3 convolutions in place of one 7x7, as in a ResNetV1c. With ``avg_down``
@@ -86,15 +87,14 @@ class HCResNet(ResNet):
         deep_stem: bool = True,
         **kwargs: object,
     ):
-        if isinstance(levels, bool) or not isinstance(levels, int):
-            raise TypeError(f'levels: expected an int from 0 to 4, got {levels!r}')
+        check_levels(levels)
         check_choice('sampling_branch', sampling_branch, SAMPLING_BRANCHES)
         check_choice('downsampling', downsampling, DOWNSAMPLINGS)
         clustering_cfg = {} if clustering_cfg is None else clustering_cfg
         if not isinstance(clustering_cfg, Mapping):
             raise TypeError(f'clustering_cfg: expected a dict, got {clustering_cfg!r}')
         super().__init__(depth, deep_stem=deep_stem, **kwargs)
-        if not 0 <= levels <= self.num_stages:
+        if levels > self.num_stages:
             raise ValueError(f'levels: expected an int from 0 to {self.num_stages}, got {levels}')
         if self.with_cp and sampling_branch != 'block':
             # The inside of a checkpointed block is not there for others to use.
@@ -128,6 +128,12 @@ class HCResNet(ResNet):
                 _deform_block(getattr(self, name)[0])
         self.clusterings = ModuleDict(clusterings)
         self._freeze_stages()
+
+    @property
+    def cluster_strides(self) -> tuple[int, ...]:
+        """The clusters' strides in the image, in pixels, fine to coarse."""
+        stages = range(self.num_stages - self.levels, self.num_stages)
+        return tuple(4 * math.prod(self.strides[: stage + 1]) for stage in stages)
 
     def _sample(self, block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         """Run a stage's first block.

@@ -223,9 +223,33 @@ def test_a_head_has_one_class():
     assert torch.equal(twin(feats), first.eval()(feats))
 
 
+def test_a_head_can_be_saved_whole(tmp_path):
+    head = build_heads('PSPHead')[0].eval()
+    torch.save(head, tmp_path / 'head.pth')
+    loaded = torch.load(tmp_path / 'head.pth', weights_only=False)
+    assert type(loaded) is type(head)
+    feats = make_features(levels=2)
+    assert torch.equal(loaded(feats), head(feats))
+
+
+def test_heads_that_fuse_finer_features_are_refused():
+    cfg = COMMON | dict(in_channels=CHANNELS, in_index=[0, 1, 2, 3])
+    head = HCHead(head_type='FPNHead', feature_strides=[4, 8, 16, 32], **cfg)
+    with pytest.raises(ValueError, match=r'head_type: .*grid of clusters.*got FPNHead, \('):
+        head(make_features(levels=2))
+
+
+def test_heads_that_give_more_than_logits_are_refused():
+    cfg = {k: v for k, v in HEADS['FCNHead'].items() if k != 'num_convs'}
+    head = HCHead(head_type='DAHead', pam_channels=4, **COMMON, **cfg)
+    with pytest.raises(TypeError, match=r'head_type: .*got DAHead, tuple'):
+        head(make_features(levels=2))
+
+
 @pytest.mark.parametrize(
     ('options', 'error', 'message'),
     [
+        (dict(head_type=3), TypeError, 'head_type.*3'),
         (dict(head_type='FCNHaed'), ValueError, "head_type.*'FCNHaed'"),
         (dict(head_type='FPN'), TypeError, "head_type.*'FPN'"),
         (dict(head_type='ResNet'), TypeError, "head_type.*'ResNet'"),

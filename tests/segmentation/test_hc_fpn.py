@@ -217,6 +217,20 @@ def test_a_segmentor_trains_and_predicts(levels):
     assert [tuple(x.seg_logits.data.shape) for x in results] == [(5, *SIZE)] * 2
 
 
+@pytest.mark.parametrize('levels', [0, 1, 2, 3])
+def test_steps_of_the_levels_have_no_upsamplers(levels):
+    neck = build(upsample_cfg=dict(type='SAPA', embed_dims=8), levels=levels)
+    assert list(neck.upsamplers) == ['c4_c3', 'c3_c2', 'c2_c1'][levels:]
+    feats = make_features(levels)
+    assert_close(neck(feats), run(neck, feats, dict(neck.upsamplers.items())))
+    sum(out.square().sum() for out in neck(feats)).backward()
+    # What several GPUs wait for.
+    assert all(p.grad is not None for p in neck.parameters())
+    if levels:
+        with pytest.raises(ValueError, match=rf'levels: .* {levels - 1}, or fewer'):
+            neck(ClusteredFeatures(feats, feats.assignments[1:]))
+
+
 def test_found_by_name():
     with DefaultScope.overwrite_default_scope('mmseg'):
         neck = MODELS.build(dict(type='HCFPN', in_channels=CHANNELS, out_channels=6, num_outs=4))
@@ -235,6 +249,8 @@ def test_found_by_name():
             ValueError,
             "step_cfgs: expected steps of c4_c3, c3_c2, c2_c1, got 'c5_c4'",
         ),
+        (dict(levels=5), ValueError, 'levels: expected an int from 0 to 4, got 5'),
+        (dict(levels=2.0), TypeError, 'levels: expected an int from 0 to 4, got 2.0'),
         (dict(step_cfgs=[1]), TypeError, r'step_cfgs: expected a dict.*\[1\]'),
         (dict(step_cfgs=dict(c4_c3=3)), TypeError, r"step_cfgs\['c4_c3'\]: expected a dict"),
     ],
