@@ -7,11 +7,12 @@ import mmcv
 import numpy as np
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 from mmseg.structures import SegDataSample
 
+from ..frameworks import require
 from ..upsamplers.checks import check_positive_int
 from ..visualization import mark_superpixels
 from .superpixels import image_superpixels
@@ -26,21 +27,30 @@ class SuperpixelVisualizationHook(Hook):
 
         custom_hooks = [dict(type='SuperpixelVisualizationHook', interval=50)]
 
+    Needs scikit-image. With test-time augmentation nothing is drawn.
+
     Args:
         interval: Of every so many batches of a validation or test the first is drawn.
+
+    Raises:
+        ImportError: scikit-image is not installed.
+        TypeError: ``interval`` is no int.
+        ValueError: ``interval`` is not positive.
     """
 
     def __init__(self, interval: int = 50):
         check_positive_int('interval', interval)
+        with require('scikit-image', 'SuperpixelVisualizationHook', 'scikit-image'):
+            import skimage  # noqa: F401  now, and not at the first validation
         self.interval = interval
 
     @torch.no_grad()
     def _draw(
         self, mode: str, runner: Runner, batch_idx: int, data_batch: dict, outputs: Sequence
     ) -> None:
-        if batch_idx % self.interval:
-            return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if batch_idx % self.interval or isinstance(model, BaseTTAModel):
+            return
         inputs = model.data_preprocessor(data_batch, False)['inputs']
         metas = [sample.metainfo for sample in outputs]
         for meta, levels in zip(metas, image_superpixels(model, inputs, metas), strict=True):

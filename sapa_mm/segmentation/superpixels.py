@@ -20,8 +20,6 @@ from ..frameworks import require
 from ..upsamplers.soft_clustering import superpixels
 from .clustered_features import ClusteredFeatures
 
-# Of the coarsest level of clusters, the output stride of `HCResNet`.
-STRIDE = 32
 # Radius of boundary recall over the image's diagonal.
 RADIUS_RATIO = 0.0025
 
@@ -88,11 +86,14 @@ def boundary_recall(
 
     Raises:
         ImportError: scikit-image is not installed.
+        TypeError: ``radius`` is no int.
         ValueError: Maps of different sizes, or a negative radius.
     """
     _check_maps(superpixel_map, label)
     if radius is None:
         radius = round(RADIUS_RATIO * math.hypot(*label.shape))
+    if isinstance(radius, bool) or not isinstance(radius, int):
+        raise TypeError(f'radius: expected pixels, an int, got {radius!r}')
     if radius < 0:
         raise ValueError(f'radius: expected pixels, 0 or more, got {radius}')
     with require('scikit-image', 'boundary_recall', 'scikit-image'):
@@ -108,7 +109,10 @@ def boundary_recall(
 
 
 def image_superpixels(
-    model: nn.Module, inputs: Tensor, metas: Sequence[Mapping]
+    model: nn.Module,
+    inputs: Tensor,
+    metas: Sequence[Mapping],
+    features: Sequence[Tensor] | None = None,
 ) -> list[dict[int, Tensor]]:
     """Find the superpixels of images at every level of the model's backbone.
 
@@ -116,6 +120,7 @@ def image_superpixels(
         model: A segmentor whose backbone clusters.
         inputs: Preprocessed images (N, 3, height, width), whole.
         metas: Meta information of each image, as mmseg's data samples have it.
+        features: What the backbone gives for the images. Default: it is run.
 
     Returns:
         For each image the stride of a level, fine to coarse, to its superpixels (H, W), int64, in
@@ -125,7 +130,8 @@ def image_superpixels(
         TypeError: The backbone does not cluster.
         ValueError: It has no level at all.
     """
-    features = model.backbone(inputs)
+    if features is None:
+        features = model.backbone(inputs)
     if not isinstance(features, ClusteredFeatures):
         raise TypeError(
             'model: expected a backbone that clusters, such as HCResNet, got '
@@ -134,11 +140,10 @@ def image_superpixels(
     if not features.assignments:
         raise ValueError('model: expected a backbone with levels of at least 1, got 0')
     levels = superpixels(features.assignments, tuple(inputs.shape[2:]))
-    strides = [STRIDE >> i for i in reversed(range(len(levels)))]
     return [
         {
             stride: _to_original(level[i], meta)
-            for stride, level in zip(strides, levels, strict=True)
+            for stride, level in zip(model.backbone.cluster_strides, levels, strict=True)
         }
         for i, meta in enumerate(metas)
     ]
@@ -152,7 +157,8 @@ def _to_original(labels: Tensor, meta: Mapping) -> Tensor:
     if meta.get('flip', False):
         labels = labels.flip(0 if meta['flip_direction'] == 'vertical' else 1)
     # Exact in float64; nearest interpolation takes no integers.
-    resized = F.interpolate(labels[None, None].double(), tuple(meta['ori_shape'][:2]))
+    size = tuple(meta['ori_shape'][:2])
+    resized = F.interpolate(labels[None, None].double(), size, mode='nearest-exact')
     return resized[0, 0].long()
 
 
@@ -161,8 +167,9 @@ class SuperpixelEncoderDecoder(EncoderDecoder):
     """``EncoderDecoder`` whose predictions hold the superpixels of its backbone as well.
 
     They are under ``pred_superpixels``, (levels, H, W) with the levels' strides in its meta
-    information, for `SuperpixelMetric`. They come from the whole image in one more run of the
-    backbone, whatever the mode of the test.
+    information, for `SuperpixelMetric`. They are those of the whole image, for which sliding
+    windows take one more run of the backbone. With test-time augmentation they are of the last of
+    an image's views, and so is what is measured of them.
     """
 
     def predict(
@@ -177,9 +184,17 @@ class SuperpixelEncoderDecoder(EncoderDecoder):
         Returns:
             The data samples with ``pred_sem_seg``, ``seg_logits`` and ``pred_superpixels``.
         """
-        samples = super().predict(inputs, data_samples)
+        features = []
+
+        def keep(module: nn.Module, args: tuple, out: Sequence[Tensor]) -> None:
+            if args[0] is inputs:
+                features.append(out)
+
+        with self.backbone.register_forward_hook(keep):
+            samples = super().predict(inputs, data_samples)
         size = dict(ori_shape=tuple(inputs.shape[2:]))
-        maps = image_superpixels(self, inputs, [size | sample.metainfo for sample in samples])
+        metas = [size | sample.metainfo for sample in samples]
+        maps = image_superpixels(self, inputs, metas, *features[:1])
         for sample, levels in zip(samples, maps, strict=True):
             data = torch.stack(list(levels.values()))
             sample.pred_superpixels = PixelData(data=data, metainfo=dict(strides=tuple(levels)))
@@ -190,19 +205,24 @@ class SuperpixelEncoderDecoder(EncoderDecoder):
 class SuperpixelMetric(BaseMetric):
     """Achievable segmentation accuracy and boundary recall of superpixels, in percent.
 
-    Needs the segmentor `SuperpixelEncoderDecoder`. For every level it reports ``'ASA/sS'`` and
-    ``'BR/sS'``, with S the stride of its clusters, the means over all images.
+    Needs the segmentor `SuperpixelEncoderDecoder` and scikit-image. For every level it reports
+    ``'ASA/sS'`` and ``'BR/sS'``, with S the stride of its clusters, the means over all images.
 
     Args:
         ignore_index: Pixels with this label do not count. Default: 255.
         collect_device: Where the results of several processes are gathered, 'cpu' or 'gpu'.
             Default: 'cpu'.
         prefix: Put before the names as in 'prefix/ASA/s16'. Default: None.
+
+    Raises:
+        ImportError: scikit-image is not installed.
     """
 
     def __init__(
         self, ignore_index: int = 255, collect_device: str = 'cpu', prefix: str | None = None
     ):
+        with require('scikit-image', 'SuperpixelMetric', 'scikit-image'):
+            import skimage  # noqa: F401  now, and not at the first validation
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.ignore_index = ignore_index
 

@@ -235,6 +235,12 @@ def test_metrics_refuse_maps_of_different_sizes(measure):
             measure(columns(0, 1), label)
 
 
+@pytest.mark.parametrize('wrong', [1.5, True, '1'], ids=repr)
+def test_recall_refuses_a_radius_that_is_no_int(wrong):
+    with pytest.raises(TypeError, match='radius'):
+        boundary_recall(np.zeros((4, 4), int), np.eye(4, dtype=int), radius=wrong)
+
+
 def test_recall_refuses_a_negative_radius():
     with pytest.raises(ValueError, match=r'radius.*-1'):
         boundary_recall(columns(0, 1), columns(0, 1), radius=-1)

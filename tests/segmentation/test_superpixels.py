@@ -197,8 +197,13 @@ def folder(tmp_path_factory):
     return folder
 
 
-def make_runner(folder, work_dir, loop, kind, metric, batch_size, interval):
+def make_runner(folder, work_dir, loop, kind, metric, batch_size, interval, augmented=False):
     """mmengine's runner of a validation or a test with the hook; images are resized and padded."""
+    model, pack = model_config(kind), [dict(type='PackSegInputs')]
+    if augmented:
+        model = dict(type='SegTTAModel', module=model)
+        flips = [dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)]
+        pack = [dict(type='TestTimeAug', transforms=[flips, pack])]
     dataset = dict(
         type='BaseSegDataset',
         data_root=str(folder),
@@ -210,7 +215,7 @@ def make_runner(folder, work_dir, loop, kind, metric, batch_size, interval):
             dict(type='LoadImageFromFile'),
             dict(type='Resize', scale=(112, 80)),
             dict(type='LoadAnnotations'),
-            dict(type='PackSegInputs'),
+            *pack,
         ],
     )
     loader = dict(
@@ -220,7 +225,7 @@ def make_runner(folder, work_dir, loop, kind, metric, batch_size, interval):
         sampler=dict(type='DefaultSampler', shuffle=False),
     )
     return Runner(
-        model_config(kind),
+        model,
         str(work_dir),
         **{
             f'{loop}_dataloader': loader,
@@ -284,6 +289,27 @@ def test_runner_measures_and_draws(
                 assert each[0] != each[1]
                 expected = 100 * sum(each) / 2
                 assert values[f'{name}/s{stride}'] == pytest.approx(expected, abs=0.0051)
+
+
+def test_hook_leaves_test_time_augmentation_alone(tmp_path, folder):
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        runner = make_runner(
+            folder, tmp_path, 'test', 'EncoderDecoder', 'IoUMetric', 1, 1, augmented=True
+        )
+        values = runner.test()
+    assert 0 <= values['mIoU'] <= 100
+    assert not list(tmp_path.glob('*/vis_data/vis_image'))
+
+
+@pytest.mark.parametrize(('mode', 'runs'), [('whole', 1), ('slide', None)])
+def test_whole_images_take_the_backbone_once(mode, runs):
+    test_cfg = dict(mode=mode, crop_size=(32, 32), stride=(16, 16))
+    model = build(model_config(test_cfg=test_cfg))
+    sizes = []
+    model.backbone.register_forward_hook(lambda module, args, out: sizes.append(args[0].shape))
+    model.predict(torch.randn(1, 3, 48, 64))
+    assert sizes.count((1, 3, 48, 64)) == 1
+    assert len(sizes) == runs or (runs is None and len(sizes) > 2)
 
 
 def test_hook_is_registered():
