@@ -110,9 +110,9 @@ def check_upsample_cfg(name: str, cfg: object) -> None:
             return
     given = 'none' if kind is None else repr(kind)
     raise ValueError(
-        f'{name}: expected type SAPA, CARAFE, IndexNet, A2U, MaxUnpooling, SoftClusteringUpsampler, '
-        f'{", ".join(SINGLE_INPUT)} or a module registered in MODELS with forward(x, guide), '
-        f'got {given}'
+        f'{name}: expected type SAPA, CARAFE, IndexNet, A2U, SoftClusteringUpsampler, '
+        f'MaxUnpooling, {", ".join(SINGLE_INPUT)} or a module registered in MODELS with '
+        f'forward(x, guide), got {given}'
     )
 
 
@@ -121,9 +121,10 @@ def build_upsampler(cfg: dict, in_channels: int, guide_channels: int | None = No
 
     Args:
         cfg: ``dict(type=..., ...)``: ``'SAPA'``, ``'CARAFE'``, ``'IndexNet'``, ``'A2U'``,
-            ``'MaxUnpooling'``, ``'SoftClusteringUpsampler'``, another module registered in ``MODELS`` that takes
-            ``in_channels`` and ``guide_channels`` and has ``forward(x, guide)``, or ``'nearest'``,
-            ``'bilinear'``, ``'deconv'``, ``'pixel_shuffle'`` with mmcv's options.
+            ``'SoftClusteringUpsampler'``, ``'MaxUnpooling'``, another module registered in
+            ``MODELS`` that takes ``in_channels`` and ``guide_channels`` and has
+            ``forward(x, guide)``, or ``'nearest'``, ``'bilinear'``, ``'deconv'``,
+            ``'pixel_shuffle'`` with mmcv's options.
         in_channels: Channels of the decoder feature.
         guide_channels: Channels of the encoder feature. Default: ``in_channels``.
 
