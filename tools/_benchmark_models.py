@@ -23,7 +23,7 @@ def compare(
     device: torch.device,
     seconds: Callable[[Callable[[], object]], tuple[float, float]],
 ) -> list[dict]:
-    """Time the predictions of segmentors in turns, from the images to the classes, and count them.
+    """Time the predictions of models in turns, from the images to the classes, and count them.
 
     Args:
         names: Configs; ratios are to the first.
@@ -40,15 +40,19 @@ def compare(
         LaunchError: A config that cannot be read, or whose model cannot be built or run.
     """
     configs = [read_config(name) for name in names]
-    for name, cfg in zip(names, configs, strict=True):
-        if cfg.default_scope != 'mmseg':
-            raise LaunchError(f'--models: expected segmentors of mmseg, got {name}')
     images = torch.randn(batch, 3, *size, device=device)
     counted, calls = [], []
     for name, cfg in zip(names, configs, strict=True):
         try:
             counted.append(count(cfg, size))
-            call = partial(build(cfg).to(device), images, mode='predict')
+            samples = None
+            if cfg.default_scope == 'mmdet':
+                from mmdet.structures import DetDataSample
+
+                shapes = ('ori_shape', 'img_shape', 'pad_shape', 'batch_input_shape')
+                meta = {**dict.fromkeys(shapes, size), 'scale_factor': (1.0, 1.0)}
+                samples = [DetDataSample(metainfo=meta) for _ in range(batch)]
+            call = partial(build(cfg).to(device), images, samples, mode='predict')
             with torch.no_grad():
                 call()
             calls.append(call)

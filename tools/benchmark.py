@@ -364,8 +364,8 @@ def make_parser() -> argparse.ArgumentParser:
         '--models',
         nargs='+',
         metavar='CONFIG',
-        help="time segmentors' predictions, in float32 and relative to the first; needs "
-        'mmsegmentation',
+        help='time what whole models predict, in float32 and relative to the first; needs '
+        'mmsegmentation or mmdetection',
     )
     models.add_argument(
         '--image-size', type=positive, nargs=2, metavar=('H', 'W'), help='of the images (512 512)'

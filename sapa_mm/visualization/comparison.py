@@ -11,6 +11,36 @@ IGNORED = 255
 PANEL_INCHES = 2.4
 
 
+def draw_pictures(path: str | Path, columns: dict[str, Sequence[np.ndarray]]) -> None:
+    """Write a picture of pictures: a row an image, a titled column each kind.
+
+    Args:
+        path: File to write; the suffix gives the format.
+        columns: Title of a column to its pictures, (H, W, 3) uint8, RGB, as many in every column.
+
+    Raises:
+        ValueError: Columns of different lengths, or none.
+    """
+    _grid(columns).savefig(path, dpi=150)
+
+
+def _grid(columns: dict[str, Sequence[np.ndarray]], more_inches: float = 0.0) -> Figure:
+    """A figure of pictures, with so much room below them."""
+    counts = {title: len(pictures) for title, pictures in columns.items()}
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        raise ValueError(f'columns: expected as many pictures in each, got {counts}')
+    (rows,) = set(counts.values())
+    height = PANEL_INCHES * rows + 0.3 + more_inches
+    figure = Figure(figsize=(PANEL_INCHES * len(columns), height), layout='constrained')
+    axes = figure.subplots(rows, len(columns), squeeze=False)
+    for column, (title, pictures) in enumerate(columns.items()):
+        axes[0, column].set_title(title, fontsize=10)
+        for row, picture in enumerate(pictures):
+            axes[row, column].imshow(picture, interpolation='nearest')
+            axes[row, column].set_axis_off()
+    return figure
+
+
 def draw_segmentations(
     path: str | Path,
     images: Sequence[np.ndarray],
@@ -47,14 +77,7 @@ def draw_segmentations(
     )
 
     legend_inches = 0.3 * (1 + len(present) // 6)
-    height = PANEL_INCHES * len(images) + 0.3 + legend_inches
-    figure = Figure(figsize=(PANEL_INCHES * len(columns), height), layout='constrained')
-    axes = figure.subplots(len(images), len(columns), squeeze=False)
-    for column, (title, pictures) in enumerate(columns.items()):
-        axes[0, column].set_title(title, fontsize=10)
-        for row, picture in enumerate(pictures):
-            axes[row, column].imshow(picture, interpolation='nearest')
-            axes[row, column].set_axis_off()
+    figure = _grid(columns, legend_inches)
     handles = [
         Patch(facecolor=colours[i] / 255, edgecolor='0.5', label=classes[i])
         for i in present

@@ -1,0 +1,200 @@
+"""tools/compare.py trains, tests and reports, and goes on where it was stopped."""
+
+import importlib
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from PIL import Image
+from testing_configs import ROOT
+
+TOOLS = ROOT / 'tools'
+sys.path.append(str(TOOLS))  # last: tools/test.py must not hide the standard library's `test`
+compare = importlib.import_module('compare')
+runs = importlib.import_module('_compare_runs')
+report = importlib.import_module('_compare_report')
+
+TOY = ROOT / 'configs/_base_/segformer_mit-t_1xb8-600_toy-160x160.py'
+SIZE = ['--image-size', '32', '32']
+
+
+@pytest.fixture(scope='module')
+def base(tmp_path_factory) -> Path:
+    """A config that trains in seconds, and its data."""
+    folder = tmp_path_factory.mktemp('compare')
+    subprocess.run(
+        [sys.executable, TOOLS / 'make_toy_dataset.py', '--out', folder / 'toy']
+        + '--num-train 4 --num-val 3 --size 64'.split(),
+        check=True,
+        capture_output=True,
+    )
+    path = folder / 'base.py'
+    path.write_text(
+        f'_base_ = {str(TOY)!r}\ndata_root = {str(folder / "toy" / "ade")!r}\n'
+        'train_dataloader = dict(batch_size=2, dataset=dict(data_root=data_root))\n'
+        'val_dataloader = dict(dataset=dict(data_root=data_root))\n'
+        'test_dataloader = val_dataloader\n'
+        'train_cfg = dict(max_iters=4, val_interval=100)\n'
+        'default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=1))\n'
+    )
+    return path
+
+
+def arguments(base: Path, work: Path, *more: str) -> list[str]:
+    return [str(base), '--work-dir', str(work), *SIZE, '--images', '2', *more]
+
+
+def test_it_goes_on_where_it_was_killed(base, tmp_path, capsys):
+    work = tmp_path / 'work'
+    options = arguments(base, work, '--upsamplers', 'bilinear,sapa-b', '--seeds', '3')
+    killed = subprocess.Popen(
+        [sys.executable, '-W', 'ignore', str(TOOLS / 'compare.py'), *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # so that what it started can be killed with it
+    )
+    first, second = work / 'bilinear' / 'seed3', work / 'sapa-b' / 'seed3'
+    deadline = time.monotonic() + 300
+    while not (second / 'last_checkpoint').is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert (first / 'result.json').is_file()
+    assert not (second / 'result.json').exists()
+    before = (first / 'result.json').read_bytes(), (first / 'log.txt').read_bytes()
+    assert (second / 'last_checkpoint').is_file()
+
+    assert compare.main(options) == 0
+    printed = capsys.readouterr().out
+    assert '2 runs, 1 of them finished before.' in printed
+    after = (first / 'result.json').read_bytes(), (first / 'log.txt').read_bytes()
+    assert after == before
+    log = (second / 'log.txt').read_text()
+    assert log.count('train.py') >= 2 and 'resumed' in log.lower()
+
+    results = {
+        name: json.loads((folder / 'result.json').read_text())
+        for name, folder in (('bilinear', first), ('sapa-b', second))
+    }
+    text = (work / 'report.md').read_text()
+    for name, result in results.items():
+        assert result['metrics'].keys() >= {'mIoU', 'mBIoU', 'aAcc'}
+        assert Path(result['checkpoint']).name == 'iter_4.pth'
+        assert result['seconds'] > 0 and result['memory'] > 100 * 2**20
+        row = re.search(rf'^\| {name} \| 1 \| (.*) \|$', text, re.M)[1].split(' | ')
+        metrics = result['metrics']
+        assert row[:3] == [f'{metrics[key]:.2f}' for key in ('mIoU', 'mBIoU', 'aAcc')]
+    # Of Table 2's parameters, and the steps of a head of width 64.
+    added = 6 * (2 * (64 * 32 + 32) + 2 * 2 * 64)
+    counted = [int(n.replace(',', '')) for n in re.findall(r'\| ([\d,]{6,}) \|', text)]
+    assert counted[1] - counted[0] == added
+    assert '<table>' in (work / 'report.html').read_text()
+    for name in ('pictures.png', 'accuracy_over_cost.png'):
+        with Image.open(work / name) as picture:
+            assert min(picture.size) > 300
+
+    seeds = {
+        n: Config.fromfile(f / f'{n}.py').randomness.seed
+        for n, f in (('bilinear', first), ('sapa-b', second))
+    }
+    assert seeds == {'bilinear': 3, 'sapa-b': 3}
+
+    # Other options are another comparison, which must not pass for this one.
+    with pytest.raises(SystemExit) as stopped:
+        compare.main([*options, '--cfg-options', 'train_cfg.max_iters=2'])
+    assert stopped.value.code == 2
+    assert 'another config or other options' in capsys.readouterr().err
+
+
+def test_a_failing_run_is_reported_and_the_others_are_made(base, tmp_path, capsys):
+    options = ['--upsamplers', 'bilinear', '--seeds', '0', '--cfg-options']
+    wrong = 'train_dataloader.dataset.type=Nonesuch'
+    assert compare.main(arguments(base, tmp_path / 'work', *options, wrong)) == 1
+    error = capsys.readouterr().err
+    assert 'bilinear, seed 0: failed with status' in error and 'Nonesuch' in error
+    assert '| bilinear | 0 |' in (tmp_path / 'work' / 'report.md').read_text()
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    with runs.locked(tmp_path), pytest.raises(runs.LaunchError, match='still works there'):
+        with runs.locked(tmp_path):
+            pass
+    with runs.locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ('line', 'epochs', 'share'),
+    [
+        ('... - INFO - Iter(train) [ 20/600]  base_lr: 1', None, 20 / 600),
+        ('... Epoch(train)  [3][ 50/200]  lr: 1', 12, 2.25 / 12),
+        ('... Epoch(train)  [3][ 50/200]  lr: 1', None, None),
+        ('Iter(val) [60/60]', 12, None),
+    ],
+)
+def test_progress(line, epochs, share):
+    assert runs.progress_of(line, epochs) == (share and pytest.approx(share))
+
+
+def variant(name: str, scores: dict[int, float], flops: float = 1e9) -> report.Variant:
+    results = {
+        seed: dict(metrics=dict(mIoU=score, mBIoU=score - 10), seconds=0.5, memory=2**20 * seed)
+        for seed, score in scores.items()
+    }
+    cost = dict(parameters=1_234_567, flops=flops, ms=20.0, time_over_first=1.5)
+    return report.Variant(name, results, cost)
+
+
+def test_the_report_has_means_spreads_and_defeats(tmp_path):
+    variants = [
+        variant('carafe', {1: 50.0, 2: 54.0}, 2e9),
+        variant('sapa-b', {1: 51.0, 2: 49.0}),
+        variant('nearest', {}),
+    ]
+    files = report.write_report(tmp_path, 'Title', ['A note.'], variants, False)
+    assert sorted(file.name for file in files) == sorted(path.name for path in tmp_path.iterdir())
+    text = (tmp_path / 'report.md').read_text()
+    spread = statistics.stdev([50, 54])
+    assert (
+        f'| carafe | 2 | 52.00 ± {spread:.2f} | 42.00 ± {spread:.2f} | 1,234,567 | 2.00 '
+        '| 20.0 ms (1.50x) | 2 MiB | 0.50 s |'
+    ) in text
+    assert '| nearest | 0 | - | - | 1,234,567 | 1.00 | 20.0 ms (1.50x) | - | - |' in text
+    assert 'By mean mIoU: carafe > sapa-b.' in text
+    assert '- sapa-b loses to carafe by 2.00 (1 of 2 seeds).' in text
+    assert '| sapa-b | 51.00 | 49.00 |' in text
+    page = (tmp_path / 'report.html').read_text()
+    assert '<td style="text-align:right">51.00</td>' in page and '<h1>Title</h1>' in page
+
+
+def test_a_report_of_nothing(tmp_path):
+    report.write_report(tmp_path, 'Title', [], [variant('sapa-b', {})], False)
+    assert '| sapa-b | 0 | 1,234,567 |' in (tmp_path / 'report.md').read_text()
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['none.py'], 'no file'),
+        (['--upsamplers', 'sapa-b,sappa'], "argument --upsamplers: .*got 'sappa'"),
+        (['--upsamplers', 'sapa-b,sapa_b'], 'argument --upsamplers: expected every upsampler once'),
+        (['--seeds', '1', '1'], 'argument --seeds: expected every seed once'),
+        (['mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py'], 'PSPHead'),
+    ],
+)
+def test_refusals(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    options = options if not options[0].startswith('--') else [str(TOY), *options]
+    with pytest.raises(SystemExit) as stopped:
+        compare.main(options)
+    assert stopped.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,205 @@
+"""The report of `compare.py`: a table, a plot, pictures, as Markdown and HTML."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from _output import write_atomically
+from markdown_it import MarkdownIt
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+# Metrics that the table shows, in this order, where the test gives them.
+METRICS = {
+    'mIoU': 'mIoU',
+    'mBIoU': 'boundary IoU',
+    'aAcc': 'pixel accuracy',
+    'coco/bbox_mAP': 'box AP',
+    'coco/segm_mAP': 'mask AP',
+}
+# Of which COCO's are shares.
+PERCENT = {'coco/bbox_mAP': 100, 'coco/segm_mAP': 100}
+STYLE = """\
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em }
+table { border-collapse: collapse } td, th { border: 1px solid #bbb; padding: .3em .7em }
+img { max-width: 100% }
+"""
+
+
+class Variant(NamedTuple):
+    """What is known of an upsampler.
+
+    Attributes:
+        name: Its name.
+        results: What its finished runs measured, by seed.
+        cost: Its row of `benchmark.py --models`.
+    """
+
+    name: str
+    results: Mapping[int, dict]
+    cost: dict
+
+
+def values(variant: Variant, metric: str) -> list[float]:
+    """A metric of all its seeds, in percent."""
+    factor = PERCENT.get(metric, 1)
+    return [factor * result['metrics'][metric] for result in variant.results.values()]
+
+
+def mean_and_spread(numbers: Sequence[float]) -> str:
+    """'mean ± sample standard deviation', the latter where there are at least two."""
+    mean = f'{statistics.mean(numbers):.2f}'
+    return f'{mean} ± {statistics.stdev(numbers):.2f}' if len(numbers) > 1 else mean
+
+
+def shown_metrics(variants: Sequence[Variant]) -> list[str]:
+    """The known metrics that every finished run has."""
+    found = [result['metrics'] for v in variants for result in v.results.values()]
+    return [name for name in METRICS if found and all(name in metrics for metrics in found)]
+
+
+def main_table(variants: Sequence[Variant]) -> list[str]:
+    """The lines of the table of means and costs."""
+    metrics = shown_metrics(variants)
+    heads = ['upsampler', 'seeds', *(METRICS[name] for name in metrics)]
+    heads += ['parameters', 'GFLOPs', 'latency', 'training memory', 'iteration']
+    lines = ['| ' + ' | '.join(heads) + ' |', '| --- |' + ' ---: |' * (len(heads) - 1)]
+    for v in variants:
+        cells = [v.name, str(len(v.results))]
+        cells += [mean_and_spread(values(v, name)) if v.results else '-' for name in metrics]
+        cost = v.cost
+        cells += [f'{cost["parameters"]:,}', f'{cost["flops"] / 1e9:.2f}']
+        cells.append(f'{cost["ms"]:.1f} ms ({cost["time_over_first"]:.2f}x)')
+        memory = [result['memory'] / 2**20 for result in v.results.values()]
+        seconds = [r['seconds'] for r in v.results.values() if r['seconds']]
+        cells.append(f'{max(memory):,.0f} MiB' if memory else '-')
+        cells.append(f'{statistics.median(seconds):.2f} s' if seconds else '-')
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return lines
+
+
+def seeds_table(variants: Sequence[Variant], metric: str) -> list[str]:
+    """The lines of the table of one metric, a column a seed."""
+    seeds = sorted({seed for v in variants for seed in v.results})
+    lines = [
+        f'| {METRICS[metric]} | ' + ' | '.join(f'seed {seed}' for seed in seeds) + ' |',
+        '| --- |' + ' ---: |' * len(seeds),
+    ]
+    factor = PERCENT.get(metric, 1)
+    for v in variants:
+        cells = [
+            f'{factor * v.results[seed]["metrics"][metric]:.2f}' if seed in v.results else '-'
+            for seed in seeds
+        ]
+        lines.append(f'| {v.name} | ' + ' | '.join(cells) + ' |')
+    return lines
+
+
+def comparisons(variants: Sequence[Variant], metric: str) -> list[str]:
+    """Sentences: what is best, and against which others SAPA loses, seed by seed."""
+    done = [v for v in variants if v.results]
+    ranked = sorted(done, key=lambda v: -statistics.mean(values(v, metric)))
+    lines = [
+        f'By mean {METRICS[metric]}: ' + ' > '.join(v.name for v in ranked) + '.',
+        '',
+    ]
+    factor = PERCENT.get(metric, 1)
+    for sapa in (v for v in done if v.name.startswith('sapa')):
+        for other in (v for v in done if not v.name.startswith('sapa')):
+            seeds = sapa.results.keys() & other.results.keys()
+            gains = [
+                factor * (sapa.results[s]['metrics'][metric] - other.results[s]['metrics'][metric])
+                for s in sorted(seeds)
+            ]
+            if gains and statistics.mean(gains) < 0:
+                lost = sum(gain < 0 for gain in gains)
+                lines.append(
+                    f'- {sapa.name} loses to {other.name} by {-statistics.mean(gains):.2f} '
+                    f'({lost} of {len(gains)} seeds).'
+                )
+    return lines
+
+
+def plot(path: Path, variants: Sequence[Variant], metric: str) -> None:
+    """Draw the metric over GFLOPs and over latency, a ratio, as it was measured.
+
+    Args:
+        path: File to write; the suffix gives the format.
+        variants: With a result each.
+        metric: One of `METRICS`.
+    """
+    figure = Figure(figsize=(9.5, 4.2), layout='constrained')
+    axes = figure.subplots(1, 2, sharey=True)
+    colours = colormaps['tab10'].colors
+    panels = {
+        'GFLOPs of one image': lambda v: v.cost['flops'] / 1e9,
+        f'latency of one image, times that of {variants[0].name}': (
+            lambda v: v.cost['time_over_first'] / variants[0].cost['time_over_first']
+        ),
+    }
+    for axis, (label, cost) in zip(axes, panels.items(), strict=True):
+        for i, v in enumerate(variants):
+            numbers = values(v, metric)
+            spread = statistics.stdev(numbers) if len(numbers) > 1 else None
+            axis.errorbar(
+                cost(v),
+                statistics.mean(numbers),
+                yerr=spread,
+                fmt='osD^v<>ph*'[i % 10],
+                color=colours[i % 10],
+                capsize=3,
+                label=v.name,
+            )
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel(f'{METRICS[metric]} (%), mean and standard deviation')
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside lower center', ncols=5, frameon=False)
+    write_atomically(path, lambda part: figure.savefig(part, dpi=150))
+
+
+def write_report(
+    folder: Path, title: str, notes: Sequence[str], variants: Sequence[Variant], pictures: bool
+) -> list[Path]:
+    """Write report.md, report.html and accuracy_over_cost.png.
+
+    Args:
+        folder: Where.
+        title: Of the report.
+        notes: Paragraphs on what was run where.
+        variants: All that are compared; not all need results.
+        pictures: Whether there is a pictures.png to show.
+
+    Returns:
+        The files.
+    """
+    done = [v for v in variants if v.results]
+    metrics = shown_metrics(variants)
+    lines = [f'# {title}', '']
+    for note in notes:
+        lines += [note, '']
+    lines += [*main_table(variants), '']
+    files = []
+    if metrics:
+        path = folder / 'accuracy_over_cost.png'
+        plot(path, done, metrics[0])
+        files.append(path)
+        lines += [f'![{METRICS[metrics[0]]} over the cost of an image]({path.name})', '']
+        for metric in metrics[:2]:
+            lines += [*comparisons(variants, metric), '']
+        lines += ['## Every seed', '']
+        for metric in metrics:
+            lines += [*seeds_table(variants, metric), '']
+    if pictures:
+        lines += ['## Predictions', '', '![Images and predictions side by side](pictures.png)', '']
+    text = '\n'.join(lines)
+    body = MarkdownIt('commonmark').enable('table').render(text)
+    page = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
+        f'<style>{STYLE}</style></head>\n<body>\n{body}</body></html>\n'
+    )
+    for name, content in (('report.md', text), ('report.html', page)):
+        write_atomically(folder / name, lambda part, content=content: part.write_text(content))
+        files.append(folder / name)
+    return files

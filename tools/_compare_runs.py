@@ -1,0 +1,241 @@
+"""The runs that `compare.py` makes: one training and one test for every upsampler and seed."""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from _configs import read_config
+from _launch import LaunchError
+from _output import write_atomically
+
+TOOLS = Path(__file__).parent
+ITERATION = re.compile(r'Iter\(train\)\s+\[\s*(\d+)/(\d+)\]')
+EPOCH = re.compile(r'Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\]')
+GPU_MEMORY = re.compile(r'\bmemory: (\d+)')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training of one variant.
+
+    Attributes:
+        upsampler: Name of the upsampler.
+        seed: Seed of initialization, data order and augmentation.
+        config: The variant's config file.
+        folder: Where the run is kept.
+        options: What --cfg-options of this project's train.py says.
+    """
+
+    upsampler: str
+    seed: int
+    config: Path
+    folder: Path
+    options: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What the run is called."""
+        return f'{self.upsampler}, seed {self.seed}'
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this run from one of another config."""
+        text = read_config(str(self.config)).pretty_text
+        return hashlib.sha256('\n'.join([text, str(self.seed), *self.options]).encode()).hexdigest()
+
+    def result(self) -> dict | None:
+        """What a finished run has measured, or None.
+
+        Raises:
+            LaunchError: The folder holds a run of another config.
+        """
+        path = self.folder / 'result.json'
+        if not path.is_file():
+            return None
+        result = json.loads(path.read_text())
+        if result['fingerprint'] != self.fingerprint:
+            raise LaunchError(
+                f'{self.folder} holds a run of another config or other options; give another '
+                '--work-dir, or delete that folder'
+            )
+        return result
+
+
+def command(tool: str, run: Run, *arguments: str, folder: Path) -> list[str]:
+    """The command line of this project's train.py or test.py."""
+    options = [f'randomness.seed={run.seed}', *run.options]
+    return [
+        sys.executable,
+        '-W',
+        'ignore',
+        str(TOOLS / f'{tool}.py'),
+        str(run.config),
+        *arguments,
+        '--work-dir',
+        str(folder),
+        '--cfg-options',
+        *options,
+    ]
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Hold a run's folder, together with every process that inherits the descriptor.
+
+    Raises:
+        LaunchError: A process, be it of a comparison that was killed, still works there.
+    """
+    with open(folder / '.lock', 'w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LaunchError(f'{folder}: another process still works there') from error
+        yield file.fileno()
+
+
+def progress_of(line: str, epochs: int | None) -> float | None:
+    """The share of the training that is done, if a line of its log says it."""
+    if found := ITERATION.search(line):
+        return int(found[1]) / int(found[2])
+    if epochs and (found := EPOCH.search(line)):
+        return (int(found[1]) - 1 + int(found[2]) / int(found[3])) / epochs
+    return None
+
+
+def stream(
+    arguments: list[str],
+    log: Path,
+    env: dict[str, str],
+    lock: int,
+    on_line: Callable[[str], None],
+    running: set[subprocess.Popen],
+) -> int:
+    """Run a command, its output going to a log.
+
+    Args:
+        arguments: The command.
+        log: File to add to.
+        env: Its environment.
+        lock: Descriptor that it keeps.
+        on_line: Called with every line of output.
+        running: Where the process is while it runs, so that it can be stopped.
+
+    Returns:
+        The most memory that it had, in bytes.
+
+    Raises:
+        LaunchError: It failed; the message has the end of its log.
+    """
+    with open(log, 'a') as file:
+        file.write(f'$ {shlex.join(arguments)}\n')
+        process = subprocess.Popen(
+            arguments,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors='replace',
+            env=env,
+            pass_fds=[lock],
+        )
+        running.add(process)
+        for line in process.stdout:
+            file.write(line)
+            on_line(line)
+        # As `wait`, but it tells what the process used.
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        running.discard(process)
+    if process.returncode:
+        tail = ''.join(log.read_text(errors='replace').splitlines(keepends=True)[-15:])
+        raise LaunchError(f'failed with status {process.returncode}; the end of {log}:\n{tail}')
+    return usage.ru_maxrss * 1024
+
+
+def last_metrics(folder: Path) -> dict[str, float]:
+    """What the last test in a folder measured."""
+    for path in sorted(folder.glob('*/*.json'), reverse=True):
+        lines = path.read_text().splitlines()
+        if lines:
+            record = json.loads(lines[-1])
+            record.pop('data_time', None), record.pop('time', None)
+            return {key: value for key, value in record.items() if isinstance(value, (int, float))}
+    raise LaunchError(f'{folder} holds no result of a test')
+
+
+def iteration_seconds(folder: Path) -> float | None:
+    """The median time of the training iterations that a folder's logs tell, of all attempts."""
+    records = [
+        json.loads(line)
+        for path in folder.glob('*/vis_data/scalars.json')
+        for line in path.read_text().splitlines()
+    ]
+    times = [record['time'] for record in records if 'loss' in record and 'time' in record]
+    return statistics.median(times) if times else None
+
+
+def execute(
+    run: Run,
+    env: dict[str, str],
+    on_progress: Callable[[float], None],
+    running: set[subprocess.Popen],
+) -> dict:
+    """Train and test, going on where an earlier attempt stopped.
+
+    Args:
+        run: What to run.
+        env: Environment of the processes.
+        on_progress: Called with the share of the training that is done.
+        running: See `stream`.
+
+    Returns:
+        What was measured: the metrics of the test by name, 'seconds' of a training iteration, and
+        'memory', the most that training took, in bytes: of the GPU, or without one of the process.
+
+    Raises:
+        LaunchError: Training or test failed.
+    """
+    from mmengine.runner import find_latest_checkpoint
+
+    run.folder.mkdir(parents=True, exist_ok=True)
+    cfg = read_config(str(run.config))
+    epochs = cfg.train_cfg.get('max_epochs')
+    gpu_memory = 0
+
+    def follow(line: str) -> None:
+        nonlocal gpu_memory
+        share = progress_of(line, epochs)
+        if share is not None:
+            on_progress(share)
+        if found := GPU_MEMORY.search(line):
+            gpu_memory = max(gpu_memory, int(found[1]) * 2**20)
+
+    with locked(run.folder) as lock:
+        log = run.folder / 'log.txt'
+        train = command('train', run, '--resume', folder=run.folder)
+        memory = stream(train, log, env, lock, follow, running)
+        checkpoint = find_latest_checkpoint(str(run.folder))
+        if checkpoint is None:
+            raise LaunchError(f'{run.folder}: training left no checkpoint')
+        tested = run.folder / 'test'
+        test = command('test', run, checkpoint, folder=tested)
+        stream(test, log, env, lock, lambda line: None, running)
+        result = {
+            'fingerprint': run.fingerprint,
+            'metrics': last_metrics(tested),
+            'seconds': iteration_seconds(run.folder),
+            'memory': gpu_memory or memory,
+            'checkpoint': checkpoint,
+        }
+        text = json.dumps(result, indent=2) + '\n'
+        write_atomically(run.folder / 'result.json', lambda part: part.write_text(text))
+    return result

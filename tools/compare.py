@@ -1,0 +1,313 @@
+#!/usr/bin/env python
+"""Compare upsamplers in one model: train, test and report them all, with several seeds.
+
+  %(prog)s mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py
+  %(prog)s my_detector.py --upsamplers nearest,carafe,sapa-b --seeds 0 1 --jobs 2
+
+CONFIG is a path or the name of a config that a framework installs, of a model whose features are
+upsampled by a host of this project (tools/swap_upsampler.py says which). Every upsampler gets a
+config of its own that differs in nothing else, every seed a training and a test. A comparison that
+was stopped, by whatever, goes on where it was when it is started again: what is finished is kept,
+and a training resumes from its last checkpoint. The report, of what is finished, is in the work dir
+as report.md and report.html.
+"""
+
+import argparse
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+
+from _arguments import positive
+from _configs import read_config
+from _launch import LaunchError
+from _output import write_atomically
+from _swap import base_name, config_text, presets, swap, upsampler_config
+
+UPSAMPLERS = ('nearest', 'bilinear', 'carafe', 'index-net', 'a2u', 'sapa-i', 'sapa-b', 'sapa-g')
+TOOLS = Path(__file__).parent
+
+
+def names(text: str) -> list[str]:
+    """Parse names of upsamplers, separated by commas."""
+    found = [name.replace('_', '-') for name in text.split(',')]
+    for name in found:
+        if name not in presets():
+            known = ', '.join(presets())
+            raise argparse.ArgumentTypeError(f'expected some of {known}, got {name!r}')
+    if len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f'expected every upsampler once, got {text}')
+    return found
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.description = __doc__ % {'prog': parser.prog}
+    add = parser.add_argument
+    add('config', metavar='CONFIG', help='config of a segmentor or a detector')
+    add(
+        '--upsamplers',
+        type=names,
+        default=list(UPSAMPLERS),
+        metavar='NAME,...',
+        help=f'some of {", ".join(presets())} ({",".join(UPSAMPLERS)})',
+    )
+    add('--seeds', type=int, nargs='+', default=[0, 1, 2], help='seeds (0 1 2)')
+    add('--work-dir', type=Path, help="where to keep everything (work_dirs/compare/CONFIG's name)")
+    add('--jobs', type=positive, help='trainings at a time (one a GPU, or one without)')
+    add(
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='as of train.py, for every training and test',
+    )
+    add('--image-size', type=positive, nargs=2, metavar=('H', 'W'), help="for cost (the config's)")
+    add('--images', type=positive, default=4, help='images in the picture (4)')
+    add('--report-only', action='store_true', help='report what is finished and run nothing')
+    return parser
+
+
+def write_variants(name: str, upsamplers: Sequence[str], folder: Path) -> dict[str, Path]:
+    """Write a config for every upsampler.
+
+    Args:
+        name: CONFIG.
+        upsamplers: Names.
+        folder: Where.
+
+    Returns:
+        The file of each.
+
+    Raises:
+        LaunchError: CONFIG cannot be read, or has no host.
+    """
+    cfg = read_config(name)
+    paths = {}
+    for upsampler in upsamplers:
+        overrides, _ = swap(cfg, upsampler_config(upsampler))
+        if cfg.default_scope == 'mmseg':
+            evaluators = cfg.to_dict()['test_evaluator']
+            evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
+            if not any(e['type'] == 'BoundaryIoU' for e in evaluators):
+                evaluators = [*evaluators, dict(type='BoundaryIoU')]
+            overrides['test_evaluator'] = evaluators
+        folder.mkdir(parents=True, exist_ok=True)
+        paths[upsampler] = folder / f'{upsampler}.py'
+        text = config_text(
+            base_name(name, folder), overrides, f'{name} with {upsampler}, by tools/compare.py.'
+        )
+        write_atomically(paths[upsampler], lambda part, text=text: part.write_text(text))
+    return paths
+
+
+def measure_cost(
+    configs: dict[str, Path], size: Sequence[int], device: str, path: Path
+) -> dict[str, dict]:
+    """Count and time all variants by `benchmark.py --models`, unless that was done before.
+
+    Args:
+        configs: Config of each upsampler.
+        size: (H, W) of the image.
+        device: Where to time.
+        path: File that keeps the figures.
+
+    Returns:
+        The row of each.
+
+    Raises:
+        LaunchError: It failed.
+    """
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    kept = {row['config']: row for row in known.get('models', [])}
+    listed = [str(config) for config in configs.values()]
+    if known.get('size') != list(size) or listed != list(kept):
+        arguments = ['--models', *listed, '--image-size', *map(str, size), '--device', device]
+        command = [sys.executable, '-W', 'ignore', TOOLS / 'benchmark.py', *arguments]
+        found = subprocess.run(
+            [*command, '--json', path], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        if found.returncode:
+            raise LaunchError(f'the cost cannot be measured:\n{found.stderr[-2000:]}')
+        kept = {row['config']: row for row in json.loads(path.read_text())['models']}
+    return {name: kept[str(config)] for name, config in configs.items()}
+
+
+def run_all(runs: Sequence, jobs: int, gpus: int) -> list[str]:
+    """Make the runs that are not finished, and show how far they are.
+
+    Args:
+        runs: In the order to start them.
+        jobs: How many at a time.
+        gpus: GPUs of this machine.
+
+    Returns:
+        What failed, a message each.
+    """
+    from _compare_runs import execute
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TimeRemainingColumn
+
+    todo = [run for run in runs if run.result() is None]
+    console = Console(highlight=False)
+    console.print(f'{len(runs)} runs, {len(runs) - len(todo)} of them finished before.')
+    slots: queue.Queue[int] = queue.Queue()
+    for slot in range(jobs):
+        slots.put(slot)
+    running: set[subprocess.Popen] = set()
+    stopped = threading.Event()
+    failures: list[str] = []
+    columns = ('{task.description}', BarColumn(), '{task.percentage:>3.0f}%', TimeRemainingColumn())
+
+    # So that trainings are stopped then, too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    with Progress(*columns, console=console, transient=True) as progress:
+        total = progress.add_task('all runs', total=len(todo))
+
+        def work(run) -> None:
+            if stopped.is_set():
+                return
+            slot = slots.get()
+            task = progress.add_task(run.name, total=1)
+            env = {**os.environ, 'PYTHONUNBUFFERED': '1'}
+            if gpus:
+                visible = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
+                env['CUDA_VISIBLE_DEVICES'] = (
+                    [v for v in visible if v] or list(map(str, range(gpus)))
+                )[slot % gpus]
+            else:
+                env['OMP_NUM_THREADS'] = str(max(1, (os.cpu_count() or 1) // jobs))
+            before = 0.0
+
+            def advance(share: float) -> None:
+                nonlocal before
+                progress.update(task, completed=share)
+                progress.advance(total, max(share - before, 0))
+                before = max(share, before)
+
+            try:
+                result = execute(run, env, advance, running)
+                shown = ', '.join(f'{k} {v:.2f}' for k, v in result['metrics'].items())
+                console.print(f'{run.name}: {shown}', soft_wrap=True)
+            except LaunchError as error:
+                if not stopped.is_set():
+                    failures.append(f'{run.name}: {error}')
+                    console.print(f'{run.name} failed', style='red')
+            finally:
+                advance(1.0)
+                progress.remove_task(task)
+                slots.put(slot)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            waiting = {pool.submit(work, run) for run in todo}
+            try:
+                while waiting:
+                    finished, waiting = wait(waiting, 0.5, FIRST_COMPLETED)
+                    for future in finished:
+                        future.result()
+            except BaseException:
+                stopped.set()
+                for process in list(running):
+                    process.terminate()
+                raise
+    return failures
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the configs, make the runs, write the report.
+
+    Returns:
+        Exit status: 1 if a run failed.
+    """
+    warnings.filterwarnings('ignore', 'pkg_resources', UserWarning)  # mmengine's
+    parser = make_parser()
+    options = parser.parse_args(argv)
+    if len(set(options.seeds)) < len(options.seeds):
+        parser.error(f'argument --seeds: expected every seed once, got {options.seeds}')
+    import torch
+    from _benchmark_report import environment
+    from _compare_report import Variant, write_report
+    from _compare_runs import Run
+    from complexity import config_size
+    from mmengine.config import Config
+
+    stem = Path(options.config.rpartition('::')[2]).stem
+    work = (options.work_dir or Path('work_dirs/compare') / stem).absolute()
+    gpus = torch.cuda.device_count()
+    device = 'cuda' if gpus else 'cpu'
+    failures: list[str] = []
+    try:
+        configs = write_variants(options.config, options.upsamplers, work / 'configs')
+        size = options.image_size or config_size(read_config(options.config))
+        if size is None:
+            raise LaunchError(
+                f'CONFIG: {options.config} names no size of its images; give --image-size'
+            )
+        runs = [
+            Run(name, seed, config, work / name / f'seed{seed}', tuple(options.cfg_options))
+            for seed in options.seeds
+            for name, config in configs.items()
+        ]
+        for run in runs:
+            run.result()  # refuses what another comparison has left
+        cost = measure_cost(configs, list(size), device, work / 'cost.json')
+        if not options.report_only:
+            failures = run_all(runs, options.jobs or max(gpus, 1), gpus)
+        results = [(run, run.result()) for run in runs]
+    except LaunchError as error:
+        parser.error(str(error))
+
+    variants = [
+        Variant(
+            name,
+            {run.seed: result for run, result in results if run.upsampler == name and result},
+            cost[name],
+        )
+        for name in options.upsamplers
+    ]
+    trained = {v.name: next(iter(v.results.values()))['checkpoint'] for v in variants if v.results}
+    if trained:
+        from _predictions import draw_predictions
+
+        models = {
+            name: (Config.fromfile(configs[name]), checkpoint)
+            for name, checkpoint in trained.items()
+        }
+        for cfg, _ in models.values():
+            cfg.merge_from_dict(overridden(options.cfg_options))
+        draw_predictions(work / 'pictures.png', models, options.images, device)
+    info = environment(torch.device(device))
+    notes = [
+        f'Base config: `{options.config}`. {sum(len(v.results) for v in variants)} of {len(runs)} '
+        f'runs are finished. {info["date"]}, {info["device"]}, torch {info["torch"]}.',
+        f'Mean ± standard deviation over the seeds, which are the same for all. GFLOPs '
+        f'(multiply-adds) and latency are of one image of {size[0]}x{size[1]}, the latency in '
+        'float32, all models in turns; in brackets, times the first. Memory is the most that '
+        'training took, of the GPU or without one of the process; an iteration is the median one.',
+    ]
+    for path in write_report(work, f'Upsamplers in {stem}', notes, variants, bool(trained)):
+        print(path)
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    return int(bool(failures))
+
+
+def overridden(cfg_options: Sequence[str]) -> dict:
+    """What --cfg-options says, parsed as the frameworks' scripts do."""
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
+    return parser.parse_args(['--cfg-options', *cfg_options] if cfg_options else []).cfg_options
+
+
+if __name__ == '__main__':
+    sys.exit(main())
