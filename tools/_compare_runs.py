@@ -11,7 +11,7 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from _configs import read_config
@@ -34,24 +34,22 @@ class Run:
         config: The variant's config file.
         folder: Where the run is kept.
         options: What --cfg-options of this project's train.py says.
+        fingerprint: What tells the run from one of another config or of other options.
+        epochs: How many the training has, if it counts by them.
     """
 
     upsampler: str
     seed: int
     config: Path
     folder: Path
-    options: tuple[str, ...] = ()
+    options: tuple[str, ...]
+    fingerprint: str
+    epochs: int | None
 
     @property
     def name(self) -> str:
         """What the run is called."""
         return f'{self.upsampler}, seed {self.seed}'
-
-    @property
-    def fingerprint(self) -> str:
-        """What tells this run from one of another config."""
-        text = read_config(str(self.config)).pretty_text
-        return hashlib.sha256('\n'.join([text, str(self.seed), *self.options]).encode()).hexdigest()
 
     def result(self) -> dict | None:
         """What a finished run has measured, or None.
@@ -69,6 +67,33 @@ class Run:
                 '--work-dir, or delete that folder'
             )
         return result
+
+
+def plan(
+    configs: Mapping[str, Path], seeds: Sequence[int], work: Path, options: Sequence[str]
+) -> list[Run]:
+    """The runs of a comparison, seed by seed.
+
+    Args:
+        configs: Config file of every upsampler.
+        seeds: The seeds.
+        work: Folder of the comparison.
+        options: What --cfg-options says.
+
+    Raises:
+        LaunchError: A config cannot be read.
+    """
+    runs = []
+    for name, path in configs.items():
+        cfg = read_config(str(path))
+        text = '\n'.join([cfg.pretty_text, *options])
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        epochs = cfg.train_cfg.get('max_epochs')
+        runs += [
+            Run(name, seed, path, work / name / f'seed{seed}', tuple(options), digest, epochs)
+            for seed in seeds
+        ]
+    return sorted(runs, key=lambda run: seeds.index(run.seed))
 
 
 def command(tool: str, run: Run, *arguments: str, folder: Path) -> list[str]:
@@ -207,13 +232,11 @@ def execute(
     from mmengine.runner import find_latest_checkpoint
 
     run.folder.mkdir(parents=True, exist_ok=True)
-    cfg = read_config(str(run.config))
-    epochs = cfg.train_cfg.get('max_epochs')
     gpu_memory = 0
 
     def follow(line: str) -> None:
         nonlocal gpu_memory
-        share = progress_of(line, epochs)
+        share = progress_of(line, run.epochs)
         if share is not None:
             on_progress(share)
         if found := GPU_MEMORY.search(line):

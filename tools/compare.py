@@ -200,7 +200,7 @@ def run_all(runs: Sequence, jobs: int, gpus: int) -> list[str]:
             except LaunchError as error:
                 if not stopped.is_set():
                     failures.append(f'{run.name}: {error}')
-                    console.print(f'{run.name} failed', style='red')
+                    console.print(f'{run.name} failed: {str(error).partition(chr(10))[0]}', style='red')
             finally:
                 advance(1.0)
                 progress.remove_task(task)
@@ -235,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
     from _benchmark_report import environment
     from _compare_report import Variant, write_report
-    from _compare_runs import Run
+    from _compare_runs import plan
     from complexity import config_size
     from mmengine.config import Config
 
@@ -251,11 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise LaunchError(
                 f'CONFIG: {options.config} names no size of its images; give --image-size'
             )
-        runs = [
-            Run(name, seed, config, work / name / f'seed{seed}', tuple(options.cfg_options))
-            for seed in options.seeds
-            for name, config in configs.items()
-        ]
+        runs = plan(configs, options.seeds, work, options.cfg_options)
         for run in runs:
             run.result()  # refuses what another comparison has left
         cost = measure_cost(configs, list(size), device, work / 'cost.json')
