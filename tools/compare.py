@@ -157,7 +157,7 @@ def run_all(runs: Sequence, jobs: int, gpus: int) -> list[str]:
     from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
     todo = [run for run in runs if run.result() is None]
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(f'{len(runs)} runs, {len(runs) - len(todo)} of them finished before.')
     slots: queue.Queue[int] = queue.Queue()
     for slot in range(jobs):
@@ -200,7 +200,8 @@ def run_all(runs: Sequence, jobs: int, gpus: int) -> list[str]:
             except LaunchError as error:
                 if not stopped.is_set():
                     failures.append(f'{run.name}: {error}')
-                    console.print(f'{run.name} failed: {str(error).partition(chr(10))[0]}', style='red')
+                    what = str(error).splitlines()[0]
+                    console.print(f'{run.name} failed: {what}', style='red', soft_wrap=True)
             finally:
                 advance(1.0)
                 progress.remove_task(task)
