@@ -161,7 +161,7 @@ def stream(
     Raises:
         LaunchError: It failed; the message has the end of its log.
     """
-    with open(log, 'a') as file:
+    with open(log, 'a', buffering=1) as file:  # by lines
         file.write(f'$ {shlex.join(arguments)}\n')
         process = subprocess.Popen(
             arguments,

@@ -10,18 +10,12 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-from matplotlib import colormaps
+from _predictions import draw_predictions
 from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
-from mmseg.apis import inference_model, init_model
-from mmseg.registry import DATASETS
 from mmseg.utils import register_all_modules
 from rich.console import Console
 from rich.table import Table
-
-import sapa_mm  # noqa: F401  registers the heads that the configs name
-from sapa_mm.visualization import draw_segmentations
 
 METRICS = {'mIoU': 'mIoU %', 'mBIoU': 'boundary IoU %', 'aAcc': 'pixels right %'}
 
@@ -68,32 +62,16 @@ def main() -> None:
 
     register_all_modules()
     table = Table('run', *METRICS.values(), title='last validation')
+    models = {}
     for title, work_dir in runs.items():
         metrics = last_metrics(work_dir)
         table.add_row(title, *(f'{metrics[name]:.2f}' for name in METRICS))
-
-    configs = {title: config_of(work_dir) for title, work_dir in runs.items()}
-    dataset = DATASETS.build(next(iter(configs.values())).val_dataloader.dataset)
-    images, columns = [], {'truth': []}
-    for i in range(min(options.images, len(dataset))):
-        sample = dataset[i]
-        images.append(sample['inputs'].permute(1, 2, 0).numpy()[..., ::-1])
-        columns['truth'].append(sample['data_samples'].gt_sem_seg.data[0].numpy().astype(np.uint8))
-    for title, work_dir in runs.items():
         checkpoint = find_latest_checkpoint(str(work_dir))
         if checkpoint is None:
             fail(f'RUN: {work_dir} holds no checkpoint; train first')
-        model = init_model(configs[title], checkpoint, device=options.device)
-        predictions = inference_model(model, [image[..., ::-1].copy() for image in images])
-        columns[title] = [
-            p.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8) for p in predictions
-        ]
-
+        models[title] = config_of(work_dir), checkpoint
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    classes, palette = dataset.metainfo['classes'], dataset.metainfo['palette']
-    if len(classes) <= 20:  # easier to tell apart than a few of ADE20K's 150 colours
-        palette = 255 * np.array(colormaps['tab20'].colors[: len(classes)])
-    draw_segmentations(options.out, images, columns, classes, palette)
+    draw_predictions(options.out, models, options.images, options.device)
     Console().print(table)
     print(f'picture: {options.out}')
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sapa_mm.visualization import draw_segmentations
+from sapa_mm.visualization import draw_pictures, draw_segmentations
 
 CLASSES, PALETTE = ('sky', 'tree', 'cat'), ((10, 200, 30), (250, 0, 90), (0, 0, 255))
 
@@ -55,3 +55,23 @@ def test_bad_input_leaves_no_file(tmp_path, segmentations, palette, message):
     with pytest.raises(ValueError, match=message):
         draw_segmentations(path, [np.zeros((8, 8, 3), np.uint8)], segmentations, CLASSES, palette)
     assert not path.exists()
+
+
+def test_pictures_side_by_side(tmp_path):
+    red, blue = (np.full((16, 16, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
+    draw_pictures(
+        tmp_path / 'a.png', {'one': [red, blue], 'two': [blue, blue], 'three': [red, red]}
+    )
+    picture = np.asarray(Image.open(tmp_path / 'a.png').convert('RGB'))
+    assert picture.shape[1] / picture.shape[0] == pytest.approx(3 / 2, rel=0.1)
+    for row, colours in zip(np.array_split(picture, 2), ((0, 2, 0), (2, 2, 0)), strict=True):
+        for part, channel in zip(np.array_split(row, 3, axis=1), colours, strict=True):
+            full = (part == 255 * np.eye(3, dtype=int)[channel]).all(axis=2)
+            assert full.mean() > 0.5
+
+
+@pytest.mark.parametrize('columns', [{}, {'one': []}, {'one': [0], 'two': [0, 0]}])
+def test_columns_of_different_lengths(tmp_path, columns):
+    with pytest.raises(ValueError, match='columns: '):
+        draw_pictures(tmp_path / 'a.png', columns)
+    assert not list(tmp_path.iterdir())
