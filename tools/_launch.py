@@ -23,6 +23,9 @@ FRAMEWORKS = {'mmseg': 'mmsegmentation==1.2.2', 'mmdet': 'mmdet==3.3.0'}
 
 DDP = 'MMDistributedDataParallel'
 
+# Where mmengine's AmpOptimWrapper, which --amp chooses, agrees to train.
+AMP_DEVICES = ('cuda', 'npu', 'mlu', 'musa')
+
 EPILOG = """\
 CONFIG and every other argument go to the script of the config's framework, unchanged. To see
 its arguments, name a config: %(prog)s CONFIG --help. CONFIG comes first; it is a path or the
@@ -136,11 +139,12 @@ def split_arguments(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def read_options(arguments: list[str]) -> argparse.Namespace:
-    """Return the launcher and the merged --cfg-options among the arguments."""
+    """Return the launcher, whether --amp is among the arguments, and the merged --cfg-options."""
     from mmengine.config import DictAction
 
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument('--launcher', default='none')
+    parser.add_argument('--amp', action='store_true')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
     try:
         return parser.parse_known_args(arguments)[0]
@@ -245,6 +249,34 @@ def check_cpu_launch(launcher: str) -> None:
         )
 
 
+def check_amp(cfg: dict, amp: bool) -> None:
+    """Check that the device can train in mixed precision, if that is wanted.
+
+    Args:
+        cfg: The config with the user's own options merged.
+        amp: Whether --amp is given.
+
+    Raises:
+        LaunchError: If --amp or the config asks for mixed precision where mmengine refuses it.
+    """
+    from mmengine.device import get_device
+
+    device = get_device()
+    kind = (cfg.get('optim_wrapper') or {}).get('type', '')
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    in_config = name.rpartition('.')[2] == 'AmpOptimWrapper'
+    if device in AMP_DEVICES or not (amp or in_config):
+        return
+    what, remedy = '--amp', 'leave it out'
+    if in_config:
+        what = 'CONFIG: optim_wrapper.type=AmpOptimWrapper'
+        remedy = 'make it OptimWrapper, without loss_scale and dtype'
+    raise LaunchError(
+        f'{what}: mmengine trains in mixed precision on {", ".join(AMP_DEVICES)} alone, and models '
+        f'run on {device} here; to train in float32, {remedy}'
+    )
+
+
 @contextlib.contextmanager
 def process_group(settings: dict | None) -> Iterator[None]:
     """Keep torch.distributed running inside the block.
@@ -304,6 +336,8 @@ def prepare(tool: str, arguments: list[str]) -> tuple[Path, list[str], dict | No
             f'CONFIG: expected default_scope {" or ".join(map(repr, FRAMEWORKS))} in {path}, '
             f'got {scope!r}; --cfg-options default_scope=mmseg can give it'
         )
+    if tool == 'train':
+        check_amp(cfg, options.amp)
     script = find_script(scope, tool)
     if importlib.util.find_spec('sapa_mm') is None:
         raise LaunchError('sapa_mm is not installed: pip install -e . in its checkout')

@@ -251,6 +251,31 @@ def test_cpu_processes_come_from_torchrun(monkeypatch):
     launch.check_cpu_launch('pytorch')
 
 
+@pytest.mark.parametrize(
+    ('optim_wrapper', 'arguments', 'message'),
+    [
+        ("dict(type='OptimWrapper')", ['--amp'], r'--amp: .* on cpu here; .* leave it out\n'),
+        ("dict(type='AmpOptimWrapper')", [], r'optim_wrapper.type=AmpOptimWrapper: .* make it Opt'),
+        ("dict(type='mmengine.optim.AmpOptimWrapper')", [], r'AmpOptimWrapper: .* make it Optim'),
+    ],
+)
+def test_mixed_precision_without_a_gpu_is_refused(optim_wrapper, arguments, message, tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text(f"default_scope = 'mmseg'\noptim_wrapper = {optim_wrapper}\n")
+    done = run(*(sys.executable, TOOLS / 'train.py', config, *arguments), CUDA_VISIBLE_DEVICES='')
+    assert done.returncode == 2
+    assert re.search(message, done.stderr)
+    assert 'Traceback' not in done.stderr
+    # A test optimizes nothing.
+    script, _, _ = launch.prepare('test', [str(config), 'a.pth'])
+    assert script == launch.find_script('mmseg', 'test')
+
+
+def test_single_precision_trains_anywhere():
+    for cfg in ({}, {'optim_wrapper': None}, {'optim_wrapper': {'type': 'OptimWrapper'}}):
+        launch.check_amp(cfg, amp=False)
+
+
 # Help
 
 
