@@ -1,6 +1,8 @@
 import os
 import random
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,3 +81,13 @@ def device(request) -> str:
 def kernel_device(request) -> str:
     """Where the Triton kernels run: compiled on the GPU, without one interpreted on the CPU."""
     return request.param
+
+
+@pytest.fixture(scope='session')
+def toy_data(tmp_path_factory) -> Path:
+    """The folder of toy scenes of 64 pixels, four to train on and two to validate on."""
+    folder = tmp_path_factory.mktemp('data') / 'toy'
+    script = Path(__file__).parents[1] / 'tools' / 'make_toy_dataset.py'
+    sizes = ['--num-train', '4', '--num-val', '2', '--size', '64']
+    subprocess.run([sys.executable, script, '--out', folder, *sizes], check=True)
+    return folder
