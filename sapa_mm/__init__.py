@@ -16,7 +16,7 @@ __all__ = ['MissingFrameworkError', '__version__', 'ops']
 
 def __getattr__(name: str) -> object:
     """Import a part when it is asked for; without its framework that says what to install."""
-    if name in ('upsamplers', 'reconstruction', 'segmentation', 'detection'):
+    if name in ('upsamplers', 'visualization', 'reconstruction', 'segmentation', 'detection'):
         return importlib.import_module(f'.{name}', __name__)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
@@ -25,7 +25,7 @@ with contextlib.suppress(MissingFrameworkError):
     importlib.import_module('.upsamplers', __name__)
     importlib.import_module('.compat', __name__).allow_mmengine_checkpoints()
 
-for _name in ('reconstruction', 'segmentation', 'detection'):
+for _name in ('visualization', 'reconstruction', 'segmentation', 'detection'):
     with contextlib.suppress(MissingFrameworkError):
         importlib.import_module(f'.{_name}', __name__)
 del _name, contextlib

@@ -1,4 +1,4 @@
-"""Pictures of predictions."""
+"""Pictures of predictions, superpixels and upsampling."""
 
 from ..frameworks import require
 
@@ -6,6 +6,39 @@ with require('matplotlib', __name__, 'matplotlib'):
     import matplotlib  # noqa: F401
 
 from .comparison import draw_pictures, draw_segmentations
+from .recording import (
+    Recording,
+    UpsamplingStep,
+    find_upsamplers,
+    record_upsampling,
+    select_upsamplers,
+)
 from .superpixels import draw_superpixels, mark_superpixels
+from .upsampling import (
+    draw_upsampling,
+    draw_upsampling_steps,
+    feature_to_rgb,
+    figure_to_rgb,
+    input_image,
+    outline_prediction,
+)
+from .upsampling_hook import UpsamplingVisualizationHook
 
-__all__ = ['draw_pictures', 'draw_segmentations', 'draw_superpixels', 'mark_superpixels']
+__all__ = [
+    'Recording',
+    'UpsamplingStep',
+    'UpsamplingVisualizationHook',
+    'draw_pictures',
+    'draw_segmentations',
+    'draw_superpixels',
+    'draw_upsampling',
+    'draw_upsampling_steps',
+    'feature_to_rgb',
+    'figure_to_rgb',
+    'find_upsamplers',
+    'input_image',
+    'mark_superpixels',
+    'outline_prediction',
+    'record_upsampling',
+    'select_upsamplers',
+]

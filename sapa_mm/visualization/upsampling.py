@@ -1,0 +1,436 @@
+"""Pictures of what an upsampler does: its features, and the kernels that it used."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure, SubFigure
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..ops.checks import check_choice
+from .recording import UpsamplingStep
+from .superpixels import mark_superpixels
+
+FEATURES = ('pca', 'first3')
+# Of a feature's values that get the darkest and the brightest colour; of the weights the last one.
+PERCENTILES = (1, 99)
+# Of kernels: the parent of a pixel and its neighbours above, below, left and right.
+POSITIONS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
+COLUMNS = 5
+DPI = 130
+SHEET_DPI = 100
+PANEL_INCHES = 2.0
+SHEET_PANEL_INCHES = 1.2
+# By which the image is larger than the maps beside it.
+LEFT_RATIO = 1.5
+KERNEL_COLOURS = 'viridis'
+TIMES, MINUS = '\u00d7', '\u2212'
+COMPONENTS = {'pca': 'principal components', 'first3': 'channels'}
+EXPLANATION = (
+    'Features: the first three {} as red, green and blue, in one range of colours for the decoder '
+    'feature and both that it is upsampled to.'
+)
+KERNEL_EXPLANATION = (
+    '\nKernels: the weight that each pixel gives to the point (rows, columns) away from its parent '
+    'in the decoder feature.'
+)
+
+
+def feature_to_rgb(*features: Tensor, mode: str = 'pca') -> list[np.ndarray]:
+    """Turn features into pictures that can be compared.
+
+    All of them share one projection to three components and one range of colours, from the 1st to
+    the 99th percentile of each component.
+
+    Args:
+        *features: (C, H, W) each, of one C.
+        mode: ``'pca'``, the first three principal components of all their points together, each
+            with the sign that makes its largest coefficient positive; or ``'first3'``, the first
+            three channels. What there is of neither is gray, as is what is constant.
+
+    Returns:
+        (H, W, 3), uint8, RGB, for each feature; points that are not finite are black.
+
+    Raises:
+        ValueError: An unknown mode, or features of several widths.
+    """
+    check_choice('mode', mode, FEATURES)
+    widths = {feature.shape[0] for feature in features}
+    if len(widths) != 1:
+        raise ValueError(f'features: expected features of one width, got {sorted(widths)}')
+    points = torch.cat([feature.detach().flatten(1) for feature in features], 1).cpu().double()
+    finite = points.isfinite().all(0)
+    known = points[:, finite]
+    if mode == 'pca' and known.numel():
+        # Exact, and unlike torch.pca_lowrank without drawing random numbers.
+        _, vectors = torch.linalg.eigh(torch.cov(known, correction=0).reshape(2 * [len(known)]))
+        vectors = vectors[:, -3:].flip(1)
+        largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+        known = (vectors * largest.sign()).T @ (known - known.mean(1, keepdim=True))
+    components = known[:3].numpy()
+    colours = np.zeros((points.shape[1], 3))
+    colours[finite.numpy()] = 0.5
+    if components.size:
+        low, high = np.percentile(components, PERCENTILES, axis=1, keepdims=True)
+        # What rounding alone makes of a constant is no range.
+        scale = np.abs(points[:, finite].numpy()).max()
+        span = np.where(high - low > 1e-6 * scale, high - low, np.inf)
+        scaled = np.where(np.isinf(span), 0.5, (components - low) / span)
+        colours[finite.numpy(), : len(scaled)] = scaled.T.clip(0, 1)
+    pictures = np.split(
+        (255 * colours).round().astype(np.uint8),
+        np.cumsum([feature[0].numel() for feature in features])[:-1],
+    )
+    return [
+        picture.reshape(*feature.shape[1:], 3)
+        for picture, feature in zip(pictures, features, strict=True)
+    ]
+
+
+def check_positions(positions: Sequence[Sequence[int]] | None, step: UpsamplingStep) -> None:
+    """Raise ValueError unless ``positions`` are offsets (dy, dx) in the window of a step."""
+    size = step.kernel_size
+    if positions is None or size is None:
+        return
+    for dy, dx in positions:
+        if max(abs(dy), abs(dx)) > size // 2:
+            raise ValueError(
+                f'position: expected offsets from {-(size // 2)} to {size // 2} in the window of '
+                f'{size} x {size} of {step.name}, got {dy} {dx}'
+            )
+
+
+def input_image(inputs: Tensor, preprocessor: nn.Module, index: int = 0) -> np.ndarray:
+    """Undo the normalization of what a network saw.
+
+    Args:
+        inputs: What the data preprocessor gave, (N, 3, H, W), images that were loaded as BGR.
+        preprocessor: mmengine's ``ImgDataPreprocessor`` or its like in mmseg and mmdet.
+        index: Of the image in the batch.
+
+    Returns:
+        (H, W, 3), uint8, RGB, padded as the network saw it.
+    """
+    image = inputs[index].detach().float()
+    if getattr(preprocessor, '_enable_normalize', False):
+        image = image * preprocessor.std + preprocessor.mean
+    # mmseg's name, and that of mmengine and mmdet.
+    converted = any(
+        getattr(preprocessor, name, False) for name in ('channel_conversion', '_channel_conversion')
+    )
+    if not converted:
+        image = image.flip(0)
+    return image.round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+
+
+def outline_prediction(image: np.ndarray, sample: BaseDataElement) -> np.ndarray | None:
+    """Draw the boundaries of a predicted segmentation over the image.
+
+    Args:
+        image: What the network saw, (H, W, 3), uint8, RGB.
+        sample: Data sample with a segmentor's prediction. Without one there is nothing to draw.
+
+    Returns:
+        The image without its padding, enlarged so that lines are finer than its pixels, uint8, RGB;
+        or None.
+
+    Raises:
+        ImportError: scikit-image is not installed.
+    """
+    if 'pred_sem_seg' not in sample:
+        return None
+    height, width = sample.metainfo.get('img_shape', image.shape)[:2]
+    image = image[:height, :width]
+    # Exact in float64; nearest interpolation takes no integers.
+    classes = sample.pred_sem_seg.data[None].double()
+    classes = F.interpolate(classes, image.shape[:2], mode='nearest-exact')[0, 0].long()
+    scale = math.ceil(PANEL_INCHES * DPI / image.shape[1])
+    return mark_superpixels(image, classes.cpu().numpy(), scale)
+
+
+def draw_upsampling(
+    step: UpsamplingStep,
+    image: np.ndarray,
+    prediction: np.ndarray | None = None,
+    positions: Sequence[Sequence[int]] | None = None,
+    features: str = 'pca',
+    index: int = 0,
+) -> Figure:
+    """Draw one step: what went in, what came out, and the kernels.
+
+    Args:
+        step: What was recorded.
+        image: What the network saw, (H, W, 3), uint8, RGB.
+        prediction: What it found, a picture as well. Default: none.
+        positions: Window positions (dy, dx) whose weights are shown as maps. Default: the parent of
+            a pixel and its four neighbours.
+        features: How they are shown, as in `feature_to_rgb`.
+        index: Of the image in the batch.
+
+    Returns:
+        The figure, for ``savefig`` or `figure_to_rgb`.
+
+    Raises:
+        ValueError: An unknown choice, or a position outside the window.
+    """
+    check_positions(positions, step)
+    pictures = _feature_pictures(step, features, index)
+    maps = _kernel_maps(step, positions, index)
+    panels = [(f'input image\n{_size(image)}', image)]
+    panels += [(f'{title}\n{size}', picture) for title, size, picture in pictures]
+    if prediction is not None:
+        panels.append(('boundary of the\nprediction', prediction))
+
+    height = PANEL_INCHES * _ratio(image)
+    rows = math.ceil(len(maps) / COLUMNS)
+    below = rows * (height + 0.27) if maps else 0.3
+    figure = Figure(
+        figsize=(PANEL_INCHES * (COLUMNS + 1), height + below + 1.0), dpi=DPI, layout='constrained'
+    )
+    figure.suptitle(_title(step), fontsize=12)
+    figure.supxlabel(_explanation(features, bool(maps)), fontsize=8, color='0.35')
+    grid = figure.add_gridspec(
+        1 + max(rows, 1), COLUMNS + 1, height_ratios=[height, *([height] * rows or [0.3])]
+    )
+    for column, (title, picture) in enumerate(panels):
+        axis = figure.add_subplot(grid[0, column])
+        axis.set_title(title, fontsize=9)
+        _show(axis, picture, PANEL_INCHES)
+    if not maps:
+        axis = figure.add_subplot(grid[1, :])
+        axis.set_axis_off()
+        axis.text(0.5, 0.5, _no_kernels(step), ha='center', va='center', fontsize=9)
+        return figure
+    scale = _scale(list(maps.values()))
+    for i, (position, weights) in enumerate(maps.items()):
+        axis = figure.add_subplot(grid[1 + i // COLUMNS, i % COLUMNS])
+        axis.set_title(f'kernel weight at {_offset(position)}', fontsize=9)
+        _show(axis, weights, PANEL_INCHES, norm=scale, cmap=KERNEL_COLOURS)
+    right = grid[1:, COLUMNS].subgridspec(1, 2, width_ratios=[0.1, 1])
+    uniform = 1 / step.kernel_size**2
+    _draw_bar(figure.add_subplot(right[0]), scale, f'weight (uniform: {uniform:.3g})')
+    _draw_window(figure.add_subplot(right[1]), step.kernel_size, list(maps))
+    return figure
+
+
+def draw_upsampling_steps(
+    steps: Sequence[UpsamplingStep],
+    image: np.ndarray,
+    prediction: np.ndarray | None = None,
+    positions: Sequence[Sequence[int]] | None = None,
+    features: str = 'pca',
+    index: int = 0,
+) -> Figure:
+    """Draw several steps on one sheet, a row each.
+
+    Args:
+        steps: What was recorded, at least one.
+        image: As in `draw_upsampling`.
+        prediction: Likewise.
+        positions: Likewise; the first five are shown. All kernels have one scale of colours.
+        features: Likewise.
+        index: Likewise.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: As `draw_upsampling`, or no steps.
+    """
+    if not steps:
+        raise ValueError('steps: expected at least one, got none')
+    for step in steps:
+        check_positions(positions, step)
+    maps = [_kernel_maps(step, positions, index) for step in steps]
+    shown = list(dict.fromkeys(position for row in maps for position in row))[:COLUMNS]
+    width = SHEET_PANEL_INCHES
+    height = width * _ratio(image)
+    left_width, left_height = LEFT_RATIO * width, LEFT_RATIO * height + 0.3
+    rows_height = len(steps) * (height + 0.06) + 0.4
+    full_height = max(rows_height, left_height * (1 + (prediction is not None)))
+    columns = 4 + len(shown)
+    full_width = left_width + columns * (width + 0.08) + (1.4 if shown else 0.8)
+    figure = Figure(figsize=(full_width, full_height + 0.45), dpi=SHEET_DPI, layout='constrained')
+    figure.supxlabel(_explanation(features, bool(shown)), fontsize=8, color='0.35')
+    grid = figure.add_gridspec(
+        len(steps),
+        1 + columns + bool(shown),
+        width_ratios=[left_width, *[width] * columns, *[0.1] * bool(shown)],
+    )
+    left = figure.add_subfigure(grid[:, 0])
+    _draw_left(left, image, prediction, left_height / full_height)
+    scale = _scale([weights for row in maps for weights in row.values()])
+    for row, step in enumerate(steps):
+        for column, (title, _, picture) in enumerate(_feature_pictures(step, features, index)):
+            axis = figure.add_subplot(grid[row, 1 + column])
+            _show(axis, picture, width)
+            if row == 0:
+                axis.set_title(title.split(' by ')[0], fontsize=8)
+            if column == 0:
+                axis.set_ylabel(_row_label(step), fontsize=7.5)
+        for column, position in enumerate(shown, start=5):
+            axis = figure.add_subplot(grid[row, column])
+            if row == 0:
+                axis.set_title(f'kernel weight\nat {_offset(position)}', fontsize=8)
+            if position in maps[row]:
+                _show(axis, maps[row][position], width, norm=scale, cmap=KERNEL_COLOURS)
+            else:
+                axis.set_axis_off()
+                axis.text(0.5, 0.5, 'none', ha='center', va='center', fontsize=8)
+    if shown:
+        _draw_bar(figure.add_subplot(grid[:, -1]), scale, 'weight')
+    return figure
+
+
+def figure_to_rgb(figure: Figure) -> np.ndarray:
+    """Render a figure to (H, W, 3), uint8, RGB."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _feature_pictures(
+    step: UpsamplingStep, features: str, index: int
+) -> list[tuple[str, str, np.ndarray]]:
+    """Title, size and picture of the guide, the decoder feature and what it is upsampled to."""
+    x, guide, output = (t[index].float() for t in (step.x, step.guide, step.output))
+    bilinear = F.interpolate(x[None], output.shape[1:], mode='bilinear', align_corners=False)[0]
+    (first,) = feature_to_rgb(guide, mode=features)
+    others = feature_to_rgb(x, output, bilinear, mode=features)
+    titles = (
+        'encoder feature',
+        'decoder feature',
+        f'upsampled by {step.upsampler}',
+        'upsampled bilinearly',
+    )
+    sizes = [f'{t.shape[0]} channels, {_size(t[0])}' for t in (guide, x, output, bilinear)]
+    return list(zip(titles, sizes, [first, *others], strict=True))
+
+
+def _kernel_maps(
+    step: UpsamplingStep, positions: Sequence[Sequence[int]] | None, index: int
+) -> dict[tuple[int, int], np.ndarray]:
+    """Window position to its weight at every pixel, of the first group of channels."""
+    size = step.kernel_size
+    if size is None:
+        return {}
+    if positions is None:
+        positions = [p for p in POSITIONS if max(map(abs, p)) <= size // 2]
+    kernels = step.kernels[index, 0].unflatten(0, (size, size)).cpu().numpy()
+    radius = size // 2
+    return {(dy, dx): kernels[dy + radius, dx + radius] for dy, dx in positions}
+
+
+def _scale(maps: list[np.ndarray]) -> Normalize:
+    """From 0, or the smallest weight if that is negative, to the 99th percentile."""
+    values = np.concatenate([weights[np.isfinite(weights)] for weights in maps] or [np.ones(1)])
+    if not values.size:
+        return Normalize(0, 1)
+    low, high = min(values.min(), 0), np.percentile(values, PERCENTILES[1])
+    return Normalize(low, high if high > low else low + 1)
+
+
+def _draw_bar(axis: Axes, scale: Normalize, label: str) -> None:
+    """Draw the scale of the kernels' colours; the arrow stands for the larger weights."""
+    mappable = ScalarMappable(scale, KERNEL_COLOURS)
+    bar = axis.figure.colorbar(mappable, cax=axis, extend='max', extendfrac=0.03)
+    bar.ax.tick_params(labelsize=8)
+    bar.set_label(label, fontsize=8)
+
+
+def _show(axis: Axes, picture: np.ndarray, inches: float, **options: object) -> None:
+    """Show a map, small ones with the pixels that they have, in a frame without ticks."""
+    small = max(picture.shape[:2]) < inches * DPI
+    axis.imshow(picture, interpolation='nearest' if small else 'antialiased', **options)
+    axis.set(xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set(color='0.6', linewidth=0.5)
+
+
+def _draw_window(axis: Axes, size: int, positions: list[tuple[int, int]]) -> None:
+    """Draw the window around the parent of a pixel, and which positions are shown."""
+    shown = np.ones((size, size, 3))
+    for dy, dx in positions:
+        shown[dy + size // 2, dx + size // 2] = (0.62, 0.79, 0.88)
+    axis.imshow(shown, interpolation='nearest')
+    edges = np.arange(size + 1) - 0.5
+    axis.hlines(edges, -0.5, size - 0.5, color='0.5', linewidth=0.6, clip_on=False)
+    axis.vlines(edges, -0.5, size - 0.5, color='0.5', linewidth=0.6, clip_on=False)
+    axis.plot(size // 2, size // 2, 'k.', markersize=4)
+    axis.set_title(f'window, {size} {TIMES} {size}', fontsize=8)
+    axis.set_axis_off()
+
+
+def _draw_left(
+    figure: SubFigure, image: np.ndarray, prediction: np.ndarray | None, share: float
+) -> None:
+    """Draw the image, and below it the prediction, each in a ``share`` of the height."""
+    panels = [(f'input image, {_size(image)}', image)]
+    if prediction is not None:
+        panels.append(('boundary of the prediction', prediction))
+    rest = max(1 - share * len(panels), 0.01)
+    grid = figure.add_gridspec(1 + len(panels), 1, height_ratios=[*[share] * len(panels), rest])
+    for i, (title, picture) in enumerate(panels):
+        axis = figure.add_subplot(grid[i])
+        axis.set_title(title, fontsize=8)
+        axis.set_anchor('N')
+        _show(axis, picture, LEFT_RATIO * SHEET_PANEL_INCHES)
+
+
+def _ratio(image: np.ndarray) -> float:
+    """Height over width."""
+    return image.shape[0] / image.shape[1]
+
+
+def _size(image: np.ndarray | Tensor) -> str:
+    """Height and width of (H, W) or (H, W, 3)."""
+    return f'{image.shape[0]} {TIMES} {image.shape[1]}'
+
+
+def _offset(position: tuple[int, int]) -> str:
+    """An offset (dy, dx) with its signs."""
+    dy, dx = (f'{value:+d}'.replace('-', MINUS) if value else '0' for value in position)
+    return f'({dy}, {dx})'
+
+
+def _explanation(features: str, kernels: bool) -> str:
+    """What the colours mean."""
+    return EXPLANATION.format(COMPONENTS[features]) + KERNEL_EXPLANATION * kernels
+
+
+def _kernels_in_words(step: UpsamplingStep) -> str:
+    """K, and of kernels in groups that only the first is shown."""
+    if step.kernel_size is None:
+        return 'no kernels'
+    groups = step.kernels.shape[1]
+    first = f', group 1 of {groups}' if groups > 1 else ''
+    return f'K = {step.kernel_size}{first}'
+
+
+def _title(step: UpsamplingStep) -> str:
+    """Name, upsampler, sizes and K."""
+    low, high = _size(step.x[0, 0]), _size(step.output[0, 0])
+    return f'{step.name}: {step.upsampler}, {low} to {high}, {_kernels_in_words(step)}'
+
+
+def _row_label(step: UpsamplingStep) -> str:
+    """The same in a narrow row."""
+    low, high = (f'{t.shape[2]}{TIMES}{t.shape[3]}' for t in (step.x, step.output))
+    channels = step.x.shape[1]
+    kernels = _kernels_in_words(step)
+    return f'{step.name}: {step.upsampler}\n{low} to {high}\n{channels} channels, {kernels}'
+
+
+def _no_kernels(step: UpsamplingStep) -> str:
+    """Why there are no kernels to show."""
+    return (
+        f'{step.upsampler} has no kernels to show: it does not assemble windows of the decoder '
+        'feature by one call of point_affiliation or assemble.'
+    )
