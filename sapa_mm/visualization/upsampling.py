@@ -30,6 +30,8 @@ PANEL_INCHES = 2.0
 SHEET_PANEL_INCHES = 1.2
 # By which the image is larger than the maps beside it.
 LEFT_RATIO = 1.5
+# Of the height of a row, what its label needs.
+LABEL_INCHES = 0.85
 KERNEL_COLOURS = 'viridis'
 TIMES, MINUS = '\u00d7', '\u2212'
 COMPONENTS = {'pca': 'principal components', 'first3': 'channels'}
@@ -138,8 +140,7 @@ def outline_prediction(image: np.ndarray, sample: BaseDataElement) -> np.ndarray
         sample: Data sample with a segmentor's prediction. Without one there is nothing to draw.
 
     Returns:
-        The image without its padding, enlarged so that lines are finer than its pixels, uint8, RGB;
-        or None.
+        The image, enlarged so that lines are finer than its pixels, uint8, RGB; or None.
 
     Raises:
         ImportError: scikit-image is not installed.
@@ -147,12 +148,14 @@ def outline_prediction(image: np.ndarray, sample: BaseDataElement) -> np.ndarray
     if 'pred_sem_seg' not in sample:
         return None
     height, width = sample.metainfo.get('img_shape', image.shape)[:2]
-    image = image[:height, :width]
     # Exact in float64; nearest interpolation takes no integers.
     classes = sample.pred_sem_seg.data[None].double()
-    classes = F.interpolate(classes, image.shape[:2], mode='nearest-exact')[0, 0].long()
+    classes = F.interpolate(classes, (height, width), mode='nearest-exact')[0, 0].long()
+    # What the network saw may be padded below and on the right, where nothing is predicted.
+    padding = [(0, image.shape[0] - height), (0, image.shape[1] - width)]
+    classes = np.pad(classes.cpu().numpy(), padding, mode='edge')
     scale = math.ceil(PANEL_INCHES * DPI / image.shape[1])
-    return mark_superpixels(image, classes.cpu().numpy(), scale)
+    return mark_superpixels(image, classes, scale)
 
 
 def draw_upsampling(
@@ -188,7 +191,8 @@ def draw_upsampling(
     if prediction is not None:
         panels.append(('boundary of the\nprediction', prediction))
 
-    height = PANEL_INCHES * _ratio(image)
+    ratio = image.shape[0] / image.shape[1]
+    height = PANEL_INCHES * ratio
     rows = math.ceil(len(maps) / COLUMNS)
     below = rows * (height + 0.27) if maps else 0.3
     figure = Figure(
@@ -202,7 +206,7 @@ def draw_upsampling(
     for column, (title, picture) in enumerate(panels):
         axis = figure.add_subplot(grid[0, column])
         axis.set_title(title, fontsize=9)
-        _show(axis, picture, PANEL_INCHES)
+        _show(axis, picture, PANEL_INCHES, ratio)
     if not maps:
         axis = figure.add_subplot(grid[1, :])
         axis.set_axis_off()
@@ -212,10 +216,9 @@ def draw_upsampling(
     for i, (position, weights) in enumerate(maps.items()):
         axis = figure.add_subplot(grid[1 + i // COLUMNS, i % COLUMNS])
         axis.set_title(f'kernel weight at {_offset(position)}', fontsize=9)
-        _show(axis, weights, PANEL_INCHES, norm=scale, cmap=KERNEL_COLOURS)
+        _show(axis, weights, PANEL_INCHES, ratio, norm=scale, cmap=KERNEL_COLOURS)
     right = grid[1:, COLUMNS].subgridspec(1, 2, width_ratios=[0.1, 1])
-    uniform = 1 / step.kernel_size**2
-    _draw_bar(figure.add_subplot(right[0]), scale, f'weight (uniform: {uniform:.3g})')
+    _draw_bar(figure.add_subplot(right[0]), scale)
     _draw_window(figure.add_subplot(right[1]), step.kernel_size, list(maps))
     return figure
 
@@ -251,12 +254,12 @@ def draw_upsampling_steps(
     maps = [_kernel_maps(step, positions, index) for step in steps]
     shown = list(dict.fromkeys(position for row in maps for position in row))[:COLUMNS]
     width = SHEET_PANEL_INCHES
-    height = width * _ratio(image)
-    left_width, left_height = LEFT_RATIO * width, LEFT_RATIO * height + 0.3
-    rows_height = len(steps) * (height + 0.06) + 0.4
+    ratio = image.shape[0] / image.shape[1]
+    left_width, left_height = LEFT_RATIO * width, LEFT_RATIO * width * ratio + 0.3
+    rows_height = len(steps) * max(width * ratio + 0.06, LABEL_INCHES) + 0.4
     full_height = max(rows_height, left_height * (1 + (prediction is not None)))
     columns = 4 + len(shown)
-    full_width = left_width + columns * (width + 0.08) + (1.4 if shown else 0.8)
+    full_width = left_width + columns * (width + 0.08) + (2.0 if shown else 1.4)
     figure = Figure(figsize=(full_width, full_height + 0.45), dpi=SHEET_DPI, layout='constrained')
     figure.supxlabel(_explanation(features, bool(shown)), fontsize=8, color='0.35')
     grid = figure.add_gridspec(
@@ -270,22 +273,22 @@ def draw_upsampling_steps(
     for row, step in enumerate(steps):
         for column, (title, _, picture) in enumerate(_feature_pictures(step, features, index)):
             axis = figure.add_subplot(grid[row, 1 + column])
-            _show(axis, picture, width)
+            _show(axis, picture, width, ratio)
             if row == 0:
                 axis.set_title(title.split(' by ')[0], fontsize=8)
             if column == 0:
-                axis.set_ylabel(_row_label(step), fontsize=7.5)
+                axis.set_ylabel(_row_label(step), fontsize=7.5, rotation=0, ha='right', va='center')
         for column, position in enumerate(shown, start=5):
             axis = figure.add_subplot(grid[row, column])
             if row == 0:
                 axis.set_title(f'kernel weight\nat {_offset(position)}', fontsize=8)
             if position in maps[row]:
-                _show(axis, maps[row][position], width, norm=scale, cmap=KERNEL_COLOURS)
+                _show(axis, maps[row][position], width, ratio, norm=scale, cmap=KERNEL_COLOURS)
             else:
                 axis.set_axis_off()
                 axis.text(0.5, 0.5, 'none', ha='center', va='center', fontsize=8)
     if shown:
-        _draw_bar(figure.add_subplot(grid[:, -1]), scale, 'weight')
+        _draw_bar(figure.add_subplot(grid[:, -1]), scale)
     return figure
 
 
@@ -337,18 +340,27 @@ def _scale(maps: list[np.ndarray]) -> Normalize:
     return Normalize(low, high if high > low else low + 1)
 
 
-def _draw_bar(axis: Axes, scale: Normalize, label: str) -> None:
+def _draw_bar(axis: Axes, scale: Normalize) -> None:
     """Draw the scale of the kernels' colours; the arrow stands for the larger weights."""
     mappable = ScalarMappable(scale, KERNEL_COLOURS)
     bar = axis.figure.colorbar(mappable, cax=axis, extend='max', extendfrac=0.03)
     bar.ax.tick_params(labelsize=8)
-    bar.set_label(label, fontsize=8)
+    bar.set_label('weight', fontsize=8)
 
 
-def _show(axis: Axes, picture: np.ndarray, inches: float, **options: object) -> None:
-    """Show a map, small ones with the pixels that they have, in a frame without ticks."""
+def _show(axis: Axes, picture: np.ndarray, inches: float, ratio: float, **options: object) -> None:
+    """Show a map in the image's frame, of height over width ``ratio``, and so over the image.
+
+    Small ones show the pixels that they have.
+    """
     small = max(picture.shape[:2]) < inches * DPI
-    axis.imshow(picture, interpolation='nearest' if small else 'antialiased', **options)
+    # All frames of a row have one size, though an odd side was rounded when it was halved.
+    axis.imshow(
+        picture,
+        extent=(0, 1, ratio, 0),
+        interpolation='nearest' if small else 'antialiased',
+        **options,
+    )
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
         spine.set(color='0.6', linewidth=0.5)
@@ -364,7 +376,7 @@ def _draw_window(axis: Axes, size: int, positions: list[tuple[int, int]]) -> Non
     axis.hlines(edges, -0.5, size - 0.5, color='0.5', linewidth=0.6, clip_on=False)
     axis.vlines(edges, -0.5, size - 0.5, color='0.5', linewidth=0.6, clip_on=False)
     axis.plot(size // 2, size // 2, 'k.', markersize=4)
-    axis.set_title(f'window, {size} {TIMES} {size}', fontsize=8)
+    axis.set_title(f'window, {size} {TIMES} {size}\nuniform: {size**-2:.3g}', fontsize=8)
     axis.set_axis_off()
 
 
@@ -381,12 +393,7 @@ def _draw_left(
         axis = figure.add_subplot(grid[i])
         axis.set_title(title, fontsize=8)
         axis.set_anchor('N')
-        _show(axis, picture, LEFT_RATIO * SHEET_PANEL_INCHES)
-
-
-def _ratio(image: np.ndarray) -> float:
-    """Height over width."""
-    return image.shape[0] / image.shape[1]
+        _show(axis, picture, LEFT_RATIO * SHEET_PANEL_INCHES, image.shape[0] / image.shape[1])
 
 
 def _size(image: np.ndarray | Tensor) -> str:
@@ -421,11 +428,11 @@ def _title(step: UpsamplingStep) -> str:
 
 
 def _row_label(step: UpsamplingStep) -> str:
-    """The same in a narrow row."""
-    low, high = (f'{t.shape[2]}{TIMES}{t.shape[3]}' for t in (step.x, step.output))
-    channels = step.x.shape[1]
-    kernels = _kernels_in_words(step)
-    return f'{step.name}: {step.upsampler}\n{low} to {high}\n{channels} channels, {kernels}'
+    """The same, and the channels, line by line."""
+    low, high = (_size(t[0, 0]) for t in (step.x, step.output))
+    channels = f'{step.x.shape[1]} channels'
+    kernels = _kernels_in_words(step).replace(', ', '\n')
+    return '\n'.join([step.name, step.upsampler, f'{low} to {high}', channels, kernels])
 
 
 def _no_kernels(step: UpsamplingStep) -> str:
