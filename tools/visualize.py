@@ -123,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(f'CONFIG: {options.config}: {error}')
 
+    written = []
     for path, image in track(images.items(), 'Images', transient=True):
         with record_upsampling(model, options.steps) as recording:
             sample = predict(model, image)
@@ -142,7 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, figure in figures.items():
             out = folder / f'{path.stem}_{name}.png'
             write_atomically(out, figure.savefig)
-            sys.stdout.write(f'{out}\n')
+            written.append(out)
+    sys.stdout.writelines(f'{out}\n' for out in written)
 
 
 if __name__ == '__main__':
