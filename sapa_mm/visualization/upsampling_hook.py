@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
@@ -27,7 +28,8 @@ class UpsamplingVisualizationHook(Hook):
 
         custom_hooks = [dict(type='UpsamplingVisualizationHook', interval=50)]
 
-    The model runs once more on a batch that is drawn. With test-time augmentation nothing is drawn.
+    The model runs once more on a batch that is drawn, in the main process alone. With test-time
+    augmentation nothing is drawn.
 
     Args:
         interval: Of every so many batches of a validation or test the first is drawn, of that its
@@ -73,7 +75,7 @@ class UpsamplingVisualizationHook(Hook):
         self, mode: str, runner: Runner, batch_idx: int, data_batch: dict, outputs: Sequence
     ) -> None:
         model = _unwrap(runner.model)
-        if batch_idx % self.interval or isinstance(model, BaseTTAModel):
+        if batch_idx % self.interval or isinstance(model, BaseTTAModel) or not is_main_process():
             return
         with record_upsampling(model, self.steps) as recording:
             # A copy: predictions are written into the batch's data samples.
