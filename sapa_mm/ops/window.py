@@ -51,6 +51,11 @@ def first_child(index: int, length: int, parent_length: int) -> int:
     return -(-index * length // parent_length)
 
 
+def are_symbols(*sizes: int) -> bool:
+    """Whether sizes stand for any number, as while a program is exported: no case to tell apart."""
+    return any(isinstance(size, torch.SymInt) for size in sizes)
+
+
 def upsample_parent(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Nearest-parent upsampling: every output pixel takes the value of its parent.
 
@@ -72,7 +77,8 @@ def upsample_parent(x: Tensor, size: tuple[int, int]) -> Tensor:
 def _upsample_parent(x: Tensor, axis: int, size: tuple[int, int]) -> Tensor:
     """`upsample_parent` of a map with rows and columns on ``axis`` and the next one."""
     (height, width), (out_height, out_width) = x.shape[axis : axis + 2], size
-    if out_height % height == 0 and out_width % width == 0:
+    exact = not are_symbols(height, width, out_height, out_width)
+    if exact and out_height % height == 0 and out_width % width == 0:
         # A view and one copy; the gradient is a plain sum.
         x = x.unsqueeze(axis + 2).unsqueeze(axis + 1)
         shape = [-1] * x.dim()

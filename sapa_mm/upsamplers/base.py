@@ -5,6 +5,7 @@ from mmengine.model import BaseModule
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..ops.window import are_symbols
 from .checks import check_feature, check_features, check_positive_int
 
 
@@ -112,7 +113,9 @@ def block_grid(size: tuple[int, int]) -> tuple[int, int]:
 def pad_to_even(guide: Tensor) -> Tensor:
     """(N, C, Hg, Wg) with zeros below and on the right, to even sizes."""
     height, width = guide.shape[2:]
-    return F.pad(guide, (0, width % 2, 0, height % 2)) if height % 2 or width % 2 else guide
+    if not are_symbols(height, width) and height % 2 == width % 2 == 0:
+        return guide
+    return F.pad(guide, (0, width % 2, 0, height % 2))
 
 
 def fit_to_size(out: Tensor, size: tuple[int, int], ratio: int) -> Tensor:
