@@ -88,7 +88,7 @@ def test_a_segmentor(tmp_path, capsys):
 
 
 def test_a_file_that_differs_is_not_kept(tmp_path, capsys):
-    arguments = ('--upsampler', 'bilinear', '--channels', 4, '--tolerance', 0)
+    arguments = ('--upsampler', 'sapa-b', '--channels', 4, '--tolerance', 0)
     sentence = refused(capsys, *arguments, '--out', tmp_path / 'x.onnx')
     assert 'differs by' in sentence
     assert not list(tmp_path.iterdir())
