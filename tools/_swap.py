@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:  # importing it takes a second: not before the arguments are c
     from mmengine.config import Config
     from torch import nn
 
-PRESETS = Path(__file__).parents[1] / 'configs' / '_base_' / 'upsamplers'
 # What upsamples, and what does it with an upsampler of choice.
 HOSTS = {
     'SegformerHead': 'GuidedSegformerHead',
@@ -41,30 +40,6 @@ class Change(NamedTuple):
     path: str
     before: str
     after: str
-
-
-def presets() -> list[str]:
-    """The names of upsamplers that there are configs of."""
-    names = (path.stem.replace('_', '-') for path in PRESETS.glob('*.py'))
-    return sorted(name for name in names if not name.startswith('reconstruction'))
-
-
-def upsampler_config(name: str, options: Mapping | None = None) -> dict:
-    """The config of an upsampler.
-
-    Args:
-        name: One of `presets`, with '-' or '_'.
-        options: What differs from it.
-
-    Raises:
-        LaunchError: An unknown name.
-    """
-    from mmengine.config import Config
-
-    if name.replace('_', '-') not in presets():
-        raise LaunchError(f'--upsampler: expected one of {", ".join(presets())}, got {name!r}')
-    cfg = Config.fromfile(PRESETS / f'{name.replace("-", "_")}.py').to_dict()['upsampler']
-    return {**cfg, **(options or {})}
 
 
 def find_hosts(node: object, path: str = 'model') -> Iterator[tuple[str, dict]]:

@@ -29,7 +29,8 @@ from _arguments import positive
 from _configs import read_config
 from _launch import LaunchError
 from _output import write_atomically
-from _swap import base_name, config_text, presets, swap, upsampler_config
+from _swap import base_name, config_text, swap
+from _upsamplers import upsampler_config, upsampler_name, upsampler_names
 
 UPSAMPLERS = ('nearest', 'bilinear', 'carafe', 'index-net', 'a2u', 'sapa-i', 'sapa-b', 'sapa-g')
 TOOLS = Path(__file__).parent
@@ -37,11 +38,7 @@ TOOLS = Path(__file__).parent
 
 def names(text: str) -> list[str]:
     """Parse names of upsamplers, separated by commas."""
-    found = [name.replace('_', '-') for name in text.split(',')]
-    for name in found:
-        if name not in presets():
-            known = ', '.join(presets())
-            raise argparse.ArgumentTypeError(f'expected some of {known}, got {name!r}')
+    found = [upsampler_name(name) for name in text.split(',')]
     if len(set(found)) < len(found):
         raise argparse.ArgumentTypeError(f'expected every upsampler once, got {text}')
     return found
@@ -58,7 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=names,
         default=list(UPSAMPLERS),
         metavar='NAME,...',
-        help=f'some of {", ".join(presets())} ({",".join(UPSAMPLERS)})',
+        help=f'some of {", ".join(upsampler_names())} ({",".join(UPSAMPLERS)})',
     )
     add('--seeds', type=int, nargs='+', default=[0, 1, 2], help='seeds (0 1 2)')
     add('--work-dir', type=Path, help="where to keep everything (work_dirs/compare/CONFIG's name)")

@@ -32,6 +32,7 @@ from _arguments import positive
 from _configs import reason
 from _launch import LaunchError
 from _output import output_file, write_atomically
+from _upsamplers import upsampler_config, upsampler_name
 from complexity import read_job, size_text
 
 if TYPE_CHECKING:  # importing them takes seconds: not before the arguments are checked
@@ -39,7 +40,6 @@ if TYPE_CHECKING:  # importing them takes seconds: not before the arguments are 
     from mmengine.config import Config
     from torch import Tensor, nn
 
-PRESETS = Path(__file__).resolve().parents[1] / 'configs' / '_base_' / 'upsamplers'
 SUFFIXES = ('.onnx', '.pt2')
 # What sizes are multiples of where a model cannot have any.
 MULTIPLE = 32
@@ -66,15 +66,6 @@ class Subject(NamedTuple):
     output: str
     make: Callable[[int, int, int], tuple['Tensor', ...]]
     notes: tuple[str, ...] = ()
-
-
-def upsampler_name(text: str) -> str:
-    """Parse the name of a preset; ``_`` and ``-`` are one."""
-    known = sorted(path.stem for path in PRESETS.glob('*.py'))
-    if text.replace('-', '_') not in known:
-        names = ', '.join(name.replace('_', '-') for name in known)
-        raise argparse.ArgumentTypeError(f'expected one of {names}, got {text}')
-    return text.replace('-', '_')
 
 
 def exported_file(text: str) -> Path:
@@ -248,14 +239,13 @@ def read_segmentor(config: str, checkpoint: Path | None, size: Sequence[int] | N
 def make_upsampler(name: str, channels: Sequence[int]) -> Subject:
     """Build the upsampler of a preset."""
     import torch
-    from mmengine.config import Config
 
     import sapa_mm  # noqa: F401
     from sapa_mm.upsamplers import build_upsampler
 
     torch.manual_seed(0)
     try:
-        model = build_upsampler(Config.fromfile(PRESETS / f'{name}.py').upsampler, *channels)
+        model = build_upsampler(upsampler_config(name), *channels)
     except (ImportError, TypeError, ValueError) as error:
         raise LaunchError(f'--channels: {error}') from error
     low, high = channels[0], channels[-1]

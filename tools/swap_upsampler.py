@@ -18,7 +18,8 @@ from pathlib import Path
 
 from _launch import LaunchError
 from _output import output_file, write_atomically
-from _swap import build_model, presets, swapped, upsampler_config
+from _swap import build_model, swapped
+from _upsamplers import upsampler_config, upsampler_name, upsampler_names
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -31,7 +32,13 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     parser.description = __doc__ % {'prog': parser.prog}
     add('config', metavar='CONFIG', help='config of a segmentor or a detector')
-    add('--upsampler', required=True, metavar='NAME', help=f'one of {", ".join(presets())}')
+    add(
+        '--upsampler',
+        type=upsampler_name,
+        required=True,
+        metavar='NAME',
+        help=f'one of {", ".join(upsampler_names())}',
+    )
     add(
         '--options',
         nargs='+',

@@ -112,7 +112,7 @@ def test_another_upsampler_than_the_configs_own(tmp_path):
     assert head.upsample_cfg == dict(type='IndexNet', variant='hin')
 
 
-@pytest.mark.parametrize('name', swap_upsampler.presets())
+@pytest.mark.parametrize('name', swap_upsampler.upsampler_names())
 def test_every_upsampler_trains_and_predicts(tmp_path, name):
     run(TOY, tmp_path / 'my.py', name=name)
     cfg = offline(Config.fromfile(tmp_path / 'my.py'))
