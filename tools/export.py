@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from _arguments import positive
-from _configs import reason
+from _configs import read_config, reason
 from _launch import LaunchError
 from _output import output_file, write_atomically
 from _upsamplers import upsampler_config, upsampler_name
@@ -182,12 +182,13 @@ def read_segmentor(config: str, checkpoint: Path | None, size: Sequence[int] | N
     Raises:
         LaunchError: A config that is no segmentor's, or weights that do not fit it.
     """
-    job = read_job(config, size)
-    if job.cfg.default_scope != 'mmseg':
+    cfg = read_config(config)
+    if cfg.default_scope != 'mmseg':
         raise LaunchError(
             f'CONFIG: expected a segmentor of mmsegmentation, or --upsampler, got a model of '
-            f'{job.cfg.default_scope}, {job.cfg.model.get("type")}; detectors are not exported'
+            f'{cfg.default_scope}, {cfg.model.get("type")}; detectors are not exported'
         )
+    job = read_job(config, size)
     import torch
     from mmengine.registry import init_default_scope
     from mmengine.runner import load_checkpoint
