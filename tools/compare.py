@@ -13,6 +13,7 @@ as report.md and report.html.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import queue
@@ -165,8 +166,10 @@ def run_all(runs: Sequence, jobs: int, gpus: int) -> list[str]:
     columns = ('{task.description}', BarColumn(), '{task.percentage:>3.0f}%', TimeRemainingColumn())
 
     # So that trainings are stopped then, too.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    with Progress(*columns, console=console, transient=True) as progress:
+    before_us = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    with contextlib.ExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGTERM, before_us)
+        progress = stack.enter_context(Progress(*columns, console=console, transient=True))
         total = progress.add_task('all runs', total=len(todo))
 
         def work(run) -> None:
