@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,18 @@ def test_report(folder, segmentors):
     picture = Image.open(out)
     assert picture.width > 1.5 * picture.height  # image, truth and two predictions; two rows
     assert len(picture.convert('RGB').getcolors(maxcolors=2**24)) > 100
+
+
+def test_report_without_the_data(folder, segmentors):
+    (config,) = segmentors['sapa-g'].glob('*.py')
+    moved = folder / 'moved'
+    shutil.copytree(segmentors['sapa-g'], moved)
+    assert 'data/toy' in config.read_text()
+    (moved / config.name).write_text(config.read_text().replace('data/toy', 'data/gone'))
+    report, out = ROOT / 'tools' / 'quickstart_report.py', folder / 'gone.png'
+    with pytest.raises(AssertionError, match=r'quickstart_report.py: the data are gone: .*gone'):
+        python(folder, report, f'sapa-g={moved}', '--out', out)
+    assert not out.exists()
 
 
 def test_a_detector_trains_tests_and_resumes(folder):

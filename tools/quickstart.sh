@@ -68,4 +68,8 @@ say "Comparing"
     "SAPA-G=$work/segformer_sapa-g" "bilinear=$work/segformer_bilinear"
 
 say "Next"
-echo "Tools and configs run in this environment: . ${PYTHON%/python}/activate"
+if [ -f "${PYTHON%/python}/activate" ]; then
+    echo "Tools and configs run in this environment: . ${PYTHON%/python}/activate"
+else
+    echo "Tools and configs run in the active environment, ${PYTHON%/bin/python}"
+fi

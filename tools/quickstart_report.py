@@ -71,7 +71,10 @@ def main() -> None:
             fail(f'RUN: {work_dir} holds no checkpoint; train first')
         models[title] = config_of(work_dir), checkpoint
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    draw_predictions(options.out, models, options.images, options.device)
+    try:
+        draw_predictions(options.out, models, options.images, options.device)
+    except FileNotFoundError as error:
+        fail(f'the data are gone: {error}; tools/make_toy_dataset.py makes toy data anew')
     Console().print(table)
     print(f'picture: {options.out}')
 
