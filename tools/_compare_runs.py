@@ -11,6 +11,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -31,10 +32,9 @@ class Run:
     Attributes:
         upsampler: Name of the upsampler.
         seed: Seed of initialization, data order and augmentation.
-        config: The variant's config file.
+        config: The variant's config file, which depends on no other.
         folder: Where the run is kept.
-        options: What --cfg-options of this project's train.py says.
-        fingerprint: What tells the run from one of another config or of other options.
+        fingerprint: What tells the run from one of another config.
         epochs: How many the training has, if it counts by them.
     """
 
@@ -42,7 +42,6 @@ class Run:
     seed: int
     config: Path
     folder: Path
-    options: tuple[str, ...]
     fingerprint: str
     epochs: int | None
 
@@ -51,66 +50,68 @@ class Run:
         """What the run is called."""
         return f'{self.upsampler}, seed {self.seed}'
 
-    def result(self) -> dict | None:
-        """What a finished run has measured, or None.
+    def state(self) -> dict:
+        """What is known of the run, finished or not.
+
+        Returns:
+            'fingerprint', 'memory' (the most that its trainings took, in bytes) and, of a finished
+            one, what `execute` measured.
 
         Raises:
             LaunchError: The folder holds a run of another config.
         """
-        path = self.folder / 'result.json'
+        path = self.folder / 'run.json'
         if not path.is_file():
-            return None
-        result = json.loads(path.read_text())
-        if result['fingerprint'] != self.fingerprint:
+            return {'fingerprint': self.fingerprint, 'memory': 0}
+        state = json.loads(path.read_text())
+        if state['fingerprint'] != self.fingerprint:
             raise LaunchError(
                 f'{self.folder} holds a run of another config or other options; give another '
                 '--work-dir, or delete that folder'
             )
-        return result
+        return state
+
+    def keep(self, state: dict) -> None:
+        """Write what is known."""
+        text = json.dumps(state, indent=2) + '\n'
+        write_atomically(self.folder / 'run.json', lambda part: part.write_text(text))
+
+    def result(self) -> dict | None:
+        """The state of a finished run, or None.
+
+        Raises:
+            LaunchError: The folder holds a run of another config.
+        """
+        state = self.state()
+        return state if 'metrics' in state else None
 
 
-def plan(
-    configs: Mapping[str, Path], seeds: Sequence[int], work: Path, options: Sequence[str]
-) -> list[Run]:
+def plan(configs: Mapping[str, Path], seeds: Sequence[int], work: Path) -> list[Run]:
     """The runs of a comparison, seed by seed.
 
     Args:
         configs: Config file of every upsampler.
         seeds: The seeds.
         work: Folder of the comparison.
-        options: What --cfg-options says.
 
     Raises:
-        LaunchError: A config cannot be read.
+        LaunchError: A config cannot be read, or a folder holds a run of another one.
     """
     runs = []
     for name, path in configs.items():
-        cfg = read_config(str(path))
-        text = '\n'.join([cfg.pretty_text, *options])
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        epochs = cfg.train_cfg.get('max_epochs')
-        runs += [
-            Run(name, seed, path, work / name / f'seed{seed}', tuple(options), digest, epochs)
-            for seed in seeds
-        ]
+        epochs = read_config(str(path)).train_cfg.get('max_epochs')
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        runs += [Run(name, s, path, work / name / f'seed{s}', digest, epochs) for s in seeds]
+    for run in runs:
+        run.state()
     return sorted(runs, key=lambda run: seeds.index(run.seed))
 
 
 def command(tool: str, run: Run, *arguments: str, folder: Path) -> list[str]:
     """The command line of this project's train.py or test.py."""
-    options = [f'randomness.seed={run.seed}', *run.options]
-    return [
-        sys.executable,
-        '-W',
-        'ignore',
-        str(TOOLS / f'{tool}.py'),
-        str(run.config),
-        *arguments,
-        '--work-dir',
-        str(folder),
-        '--cfg-options',
-        *options,
-    ]
+    script = [sys.executable, '-W', 'ignore', str(TOOLS / f'{tool}.py'), str(run.config)]
+    options = ['--work-dir', str(folder), '--cfg-options', f'randomness.seed={run.seed}']
+    return [*script, *arguments, *options]
 
 
 @contextlib.contextmanager
@@ -213,6 +214,7 @@ def execute(
     env: dict[str, str],
     on_progress: Callable[[float], None],
     running: set[subprocess.Popen],
+    stopped: threading.Event,
 ) -> dict:
     """Train and test, going on where an earlier attempt stopped.
 
@@ -221,44 +223,49 @@ def execute(
         env: Environment of the processes.
         on_progress: Called with the share of the training that is done.
         running: See `stream`.
+        stopped: Whether to start nothing more.
 
     Returns:
-        What was measured: the metrics of the test by name, 'seconds' of a training iteration, and
-        'memory', the most that training took, in bytes: of the GPU, or without one of the process.
+        The run's state with what was measured: 'metrics', those of the test by name, 'seconds', of
+        a training iteration, 'memory', of the GPU or without one of the process, and 'checkpoint',
+        its name in the run's folder.
 
     Raises:
-        LaunchError: Training or test failed.
+        LaunchError: Training or test failed or was stopped.
     """
     from mmengine.runner import find_latest_checkpoint
 
     run.folder.mkdir(parents=True, exist_ok=True)
-    gpu_memory = 0
+    memory_logged = 0
 
     def follow(line: str) -> None:
-        nonlocal gpu_memory
+        nonlocal memory_logged
         share = progress_of(line, run.epochs)
         if share is not None:
             on_progress(share)
         if found := GPU_MEMORY.search(line):
-            gpu_memory = max(gpu_memory, int(found[1]) * 2**20)
+            memory_logged = max(memory_logged, int(found[1]) * 2**20)
 
     with locked(run.folder) as lock:
+        state = run.state()
+        run.keep(state)  # before anything that a run of another config could resume
         log = run.folder / 'log.txt'
         train = command('train', run, '--resume', folder=run.folder)
         memory = stream(train, log, env, lock, follow, running)
+        state['memory'] = max(state['memory'], memory_logged or memory)
+        run.keep(state)
         checkpoint = find_latest_checkpoint(str(run.folder))
         if checkpoint is None:
             raise LaunchError(f'{run.folder}: training left no checkpoint')
+        if stopped.is_set():
+            raise LaunchError('stopped')
         tested = run.folder / 'test'
         test = command('test', run, checkpoint, folder=tested)
         stream(test, log, env, lock, lambda line: None, running)
-        result = {
-            'fingerprint': run.fingerprint,
+        state |= {
             'metrics': last_metrics(tested),
             'seconds': iteration_seconds(run.folder),
-            'memory': gpu_memory or memory,
-            'checkpoint': checkpoint,
+            'checkpoint': Path(checkpoint).name,
         }
-        text = json.dumps(result, indent=2) + '\n'
-        write_atomically(run.folder / 'result.json', lambda part: part.write_text(text))
-    return result
+        run.keep(state)
+    return state

@@ -55,7 +55,9 @@ def _draw_segmentations(
     images = [mmcv.imread(sample.img_path) for sample in samples]
     columns = {'truth': [classes_of(sample.gt_sem_seg) for sample in samples]}
     for title, (cfg, checkpoint) in models.items():
-        predicted = inference_model(init_model(cfg, checkpoint, device=device), images)
+        model = init_model(cfg, checkpoint, device=device)
+        # One by one: they may differ in size.
+        predicted = [inference_model(model, image) for image in images]
         columns[title] = [classes_of(sample.pred_sem_seg) for sample in predicted]
     classes, palette = dataset.metainfo['classes'], dataset.metainfo['palette']
     if len(classes) <= 20:  # easier to tell apart than a few of ADE20K's 150 colours

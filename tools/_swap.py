@@ -24,6 +24,8 @@ HOSTS = {
     'TransformerEncoderPixelDecoder': 'GuidedTransformerEncoderPixelDecoder',
     'MSDeformAttnPixelDecoder': 'GuidedMSDeformAttnPixelDecoder',
 }
+# At the head of what is written.
+MARK = 'by tools/swap_upsampler.py.'
 # Of a stock host that the guided one has no use for.
 REFUSED = {'SegformerHead': 'interpolate_mode'}
 
@@ -186,5 +188,5 @@ def swapped(name: str, upsample_cfg: dict, out: Path) -> tuple[str, list[Change]
     """
     overrides, changes = swap(read_config(name), upsample_cfg)
     kind = ', '.join(f'{key}={value!r}' for key, value in upsample_cfg.items())
-    note = f'{name} with the upsampler dict({kind}), by tools/swap_upsampler.py.'
+    note = f'{name} with the upsampler dict({kind}), {MARK}'
     return config_text(base_name(name, out.parent), overrides, note), changes

@@ -13,7 +13,7 @@ as report.md and report.html.
 """
 
 import argparse
-import contextlib
+import importlib.util
 import json
 import os
 import queue
@@ -27,10 +27,10 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from _arguments import positive
-from _configs import read_config
+from _configs import read_config, reason
 from _launch import LaunchError
 from _output import write_atomically
-from _swap import base_name, config_text, swap
+from _swap import swap
 from _upsamplers import upsampler_config, upsampler_name, upsampler_names
 
 UPSAMPLERS = ('nearest', 'bilinear', 'carafe', 'index-net', 'a2u', 'sapa-i', 'sapa-b', 'sapa-g')
@@ -47,6 +47,8 @@ def names(text: str) -> list[str]:
 
 def make_parser() -> argparse.ArgumentParser:
     """The options."""
+    from mmengine.config import DictAction
+
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.description = __doc__ % {'prog': parser.prog}
     add = parser.add_argument
@@ -64,59 +66,67 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         '--cfg-options',
         nargs='+',
-        default=[],
+        action=DictAction,
+        default={},
         metavar='KEY=VALUE',
         help='as of train.py, for every training and test',
     )
     add('--image-size', type=positive, nargs=2, metavar=('H', 'W'), help="for cost (the config's)")
     add('--images', type=positive, default=4, help='images in the picture (4)')
-    add('--report-only', action='store_true', help='report what is finished and run nothing')
+    add('--report-only', action='store_true', help='report what is finished, without training')
     return parser
 
 
-def write_variants(name: str, upsamplers: Sequence[str], folder: Path) -> dict[str, Path]:
-    """Write a config for every upsampler.
+def write_variants(
+    name: str, upsamplers: Sequence[str], cfg_options: dict, folder: Path
+) -> dict[str, Path]:
+    """Write a config for every upsampler, each of which depends on no other file.
 
     Args:
         name: CONFIG.
         upsamplers: Names.
+        cfg_options: What --cfg-options says.
         folder: Where.
 
     Returns:
         The file of each.
 
     Raises:
-        LaunchError: CONFIG cannot be read, or has no host.
+        LaunchError: CONFIG cannot be read, has no host, no test, or not what --cfg-options names.
     """
-    cfg = read_config(name)
-    paths = {}
+    texts = {}
     for upsampler in upsamplers:
+        cfg = read_config(name)
         overrides, _ = swap(cfg, upsampler_config(upsampler))
+        evaluators = cfg.to_dict().get('test_evaluator')
+        if not evaluators:
+            raise LaunchError(f'CONFIG: expected a test_evaluator in {name}, got none')
         if cfg.default_scope == 'mmseg':
-            evaluators = cfg.to_dict()['test_evaluator']
             evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
             if not any(e['type'] == 'BoundaryIoU' for e in evaluators):
                 evaluators = [*evaluators, dict(type='BoundaryIoU')]
             overrides['test_evaluator'] = evaluators
-        folder.mkdir(parents=True, exist_ok=True)
-        paths[upsampler] = folder / f'{upsampler}.py'
-        text = config_text(
-            base_name(name, folder), overrides, f'{name} with {upsampler}, by tools/compare.py.'
-        )
-        write_atomically(paths[upsampler], lambda part, text=text: part.write_text(text))
-    return paths
+        try:
+            cfg.merge_from_dict(overrides)
+            cfg.merge_from_dict(cfg_options)
+        except (KeyError, TypeError, ValueError) as error:
+            raise LaunchError(f'--cfg-options: {reason(error)}') from error
+        texts[upsampler] = f'# {name} with {upsampler}, by tools/compare.py.\n{cfg.pretty_text}'
+    folder.mkdir(parents=True, exist_ok=True)
+    for upsampler, text in texts.items():
+        path = folder / f'{upsampler}.py'
+        write_atomically(path, lambda part, text=text: part.write_text(text))
+    return {upsampler: folder / f'{upsampler}.py' for upsampler in texts}
 
 
-def measure_cost(
-    configs: dict[str, Path], size: Sequence[int], device: str, path: Path
-) -> dict[str, dict]:
+def measure_cost(runs: Sequence, size: Sequence[int], device: str, work: Path) -> dict[str, dict]:
     """Count and time all variants by `benchmark.py --models`, unless that was done before.
 
     Args:
-        configs: Config of each upsampler.
+        runs: The runs.
         size: (H, W) of the image.
         device: Where to time.
-        path: File that keeps the figures.
+        work: Folder of the comparison, which keeps the figures.
 
     Returns:
         The row of each.
@@ -124,19 +134,23 @@ def measure_cost(
     Raises:
         LaunchError: It failed.
     """
+    variants = {run.upsampler: run for run in runs}
+    key = [device, *map(str, size), *(run.fingerprint for run in variants.values())]
+    path = work / 'cost.json'
     known = json.loads(path.read_text()) if path.is_file() else {}
-    kept = {row['config']: row for row in known.get('models', [])}
-    listed = [str(config) for config in configs.values()]
-    if known.get('size') != list(size) or listed != list(kept):
+    if known.get('key') != key:
+        listed = [str(run.config) for run in variants.values()]
         arguments = ['--models', *listed, '--image-size', *map(str, size), '--device', device]
         command = [sys.executable, '-W', 'ignore', TOOLS / 'benchmark.py', *arguments]
+        raw = work / 'benchmark.json'
         found = subprocess.run(
-            [*command, '--json', path], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            [*command, '--json', raw], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         if found.returncode:
             raise LaunchError(f'the cost cannot be measured:\n{found.stderr[-2000:]}')
-        kept = {row['config']: row for row in json.loads(path.read_text())['models']}
-    return {name: kept[str(config)] for name, config in configs.items()}
+        known = {'key': key, 'rows': json.loads(raw.read_text())['models']}
+        write_atomically(path, lambda part: part.write_text(json.dumps(known, indent=2) + '\n'))
+    return dict(zip(variants, known['rows'], strict=True))
 
 
 def run_all(runs: Sequence, jobs: int, gpus: int) -> list[str]:
@@ -165,11 +179,7 @@ def run_all(runs: Sequence, jobs: int, gpus: int) -> list[str]:
     failures: list[str] = []
     columns = ('{task.description}', BarColumn(), '{task.percentage:>3.0f}%', TimeRemainingColumn())
 
-    # So that trainings are stopped then, too.
-    before_us = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    with contextlib.ExitStack() as stack:
-        stack.callback(signal.signal, signal.SIGTERM, before_us)
-        progress = stack.enter_context(Progress(*columns, console=console, transient=True))
+    with Progress(*columns, console=console, transient=True) as progress:
         total = progress.add_task('all runs', total=len(todo))
 
         def work(run) -> None:
@@ -194,7 +204,7 @@ def run_all(runs: Sequence, jobs: int, gpus: int) -> list[str]:
                 before = max(share, before)
 
             try:
-                result = execute(run, env, advance, running)
+                result = execute(run, env, advance, running, stopped)
                 shown = ', '.join(f'{k} {v:.2f}' for k, v in result['metrics'].items())
                 console.print(f'{run.name}: {shown}', soft_wrap=True)
             except LaunchError as error:
@@ -233,77 +243,103 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if len(set(options.seeds)) < len(options.seeds):
         parser.error(f'argument --seeds: expected every seed once, got {options.seeds}')
+    # So that SIGTERM stops what runs, too.
+    before_us = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    stem = Path(options.config.rpartition('::')[2]).stem
+    work = (options.work_dir or Path('work_dirs/compare') / stem).absolute()
+    try:
+        check_packages()
+        read_config(options.config)  # before a folder is made
+        swap(read_config(options.config), upsampler_config(options.upsamplers[0]))
+        from _compare_runs import locked
+
+        work.mkdir(parents=True, exist_ok=True)
+        with locked(work):
+            return compare(options, stem, work)
+    except LaunchError as error:
+        parser.error(str(error))
+    finally:
+        signal.signal(signal.SIGTERM, before_us)
+
+
+def check_packages() -> None:
+    """Raise LaunchError unless what the report needs is installed."""
+    missing = [
+        name for name in ('matplotlib', 'rich', 'markdown_it') if not importlib.util.find_spec(name)
+    ]
+    if missing:
+        raise LaunchError(f'{", ".join(missing)} missing: pip install matplotlib rich')
+
+
+def compare(options: argparse.Namespace, stem: str, work: Path) -> int:
+    """Do what the options say in a folder that nobody else works in.
+
+    Args:
+        options: The options.
+        stem: What to call the comparison.
+        work: The folder.
+
+    Returns:
+        Exit status: 1 if a run failed.
+
+    Raises:
+        LaunchError: Before any run, if one of them cannot be made.
+    """
     import torch
     from _benchmark_report import environment
     from _compare_report import Variant, write_report
     from _compare_runs import plan
     from complexity import config_size
-    from mmengine.config import Config
 
-    stem = Path(options.config.rpartition('::')[2]).stem
-    work = (options.work_dir or Path('work_dirs/compare') / stem).absolute()
     gpus = torch.cuda.device_count()
     device = 'cuda' if gpus else 'cpu'
-    failures: list[str] = []
-    try:
-        configs = write_variants(options.config, options.upsamplers, work / 'configs')
-        size = options.image_size or config_size(read_config(options.config))
-        if size is None:
-            raise LaunchError(
-                f'CONFIG: {options.config} names no size of its images; give --image-size'
-            )
-        runs = plan(configs, options.seeds, work, options.cfg_options)
-        for run in runs:
-            run.result()  # refuses what another comparison has left
-        cost = measure_cost(configs, list(size), device, work / 'cost.json')
-        if not options.report_only:
-            failures = run_all(runs, options.jobs or max(gpus, 1), gpus)
-        results = [(run, run.result()) for run in runs]
-    except LaunchError as error:
-        parser.error(str(error))
-
-    variants = [
-        Variant(
-            name,
-            {run.seed: result for run, result in results if run.upsampler == name and result},
-            cost[name],
+    configs = write_variants(
+        options.config, options.upsamplers, options.cfg_options, work / 'configs'
+    )
+    size = options.image_size or config_size(read_config(str(next(iter(configs.values())))))
+    if size is None:
+        raise LaunchError(
+            f'CONFIG: {options.config} names no size of its images; give --image-size'
         )
+    runs = plan(configs, options.seeds, work)
+    cost = measure_cost(runs, list(size), device, work)
+    failures = []
+    if not options.report_only:
+        failures = run_all(runs, options.jobs or max(gpus, 1), gpus)
+    finished = [(run, result) for run in runs if (result := run.result())]
+    variants = [
+        Variant(name, {run.seed: r for run, r in finished if run.upsampler == name}, cost[name])
         for name in options.upsamplers
     ]
-    trained = {v.name: next(iter(v.results.values()))['checkpoint'] for v in variants if v.results}
-    if trained:
+    checkpoints: dict[str, Path] = {}
+    for run, result in finished:
+        checkpoints.setdefault(run.upsampler, run.folder / result['checkpoint'])
+    pictures = False
+    if checkpoints:
         from _predictions import draw_predictions
 
         models = {
-            name: (Config.fromfile(configs[name]), checkpoint)
-            for name, checkpoint in trained.items()
+            name: (read_config(str(configs[name])), str(checkpoints[name])) for name in checkpoints
         }
-        for cfg, _ in models.values():
-            cfg.merge_from_dict(overridden(options.cfg_options))
-        draw_predictions(work / 'pictures.png', models, options.images, device)
+        try:
+            draw_predictions(work / 'pictures.png', models, options.images, device)
+            pictures = True
+        except Exception as error:  # of whatever kind: data and models are the user's
+            failures.append(f'pictures.png cannot be drawn: {reason(error)}')
     info = environment(torch.device(device))
     notes = [
-        f'Base config: `{options.config}`. {sum(len(v.results) for v in variants)} of {len(runs)} '
-        f'runs are finished. {info["date"]}, {info["device"]}, torch {info["torch"]}.',
+        f'Base config: `{options.config}`. {len(finished)} of {len(runs)} runs are finished. '
+        f'{info["date"]}, {info["device"]}, torch {info["torch"]}.',
         f'Mean ± standard deviation over the seeds, which are the same for all. GFLOPs '
         f'(multiply-adds) and latency are of one image of {size[0]}x{size[1]}, the latency in '
         'float32, all models in turns; in brackets, times the first. Memory is the most that '
         'training took, of the GPU or without one of the process; an iteration is the median one.',
     ]
-    for path in write_report(work, f'Upsamplers in {stem}', notes, variants, bool(trained)):
+    for path in write_report(work, f'Upsamplers in {stem}', notes, variants, pictures):
         print(path)
     for failure in failures:
         print(failure, file=sys.stderr)
     return int(bool(failures))
-
-
-def overridden(cfg_options: Sequence[str]) -> dict:
-    """What --cfg-options says, parsed as the frameworks' scripts do."""
-    from mmengine.config import DictAction
-
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
-    return parser.parse_args(['--cfg-options', *cfg_options] if cfg_options else []).cfg_options
 
 
 if __name__ == '__main__':

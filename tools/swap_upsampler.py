@@ -18,7 +18,7 @@ from pathlib import Path
 
 from _launch import LaunchError
 from _output import output_file, write_atomically
-from _swap import build_model, swapped
+from _swap import MARK, build_model, swapped
 from _upsamplers import upsampler_config, upsampler_name, upsampler_names
 
 
@@ -48,7 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="options of the upsampler that differ from the name's",
     )
     add('-o', '--out', type=output_file, required=True, help='config to write')
-    add('--force', action='store_true', help='replace the file if it exists')
+    add('--force', action='store_true', help='replace a file that this tool wrote')
     return parser
 
 
@@ -57,8 +57,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.filterwarnings('ignore', 'pkg_resources', UserWarning)  # mmengine's
     parser = make_parser()
     options = parser.parse_args(argv)
-    if options.out.exists() and not options.force:
-        parser.error(f'argument --out: {options.out} exists; --force replaces it')
+    if options.out.exists():
+        own = options.out.read_text(errors='replace').partition('\n')[0].endswith(MARK)
+        if not own or options.out.resolve() == Path(options.config).resolve():
+            # It may be what the new config builds on.
+            parser.error(f'argument --out: {options.out} exists, and is not of this tool alone')
+        if not options.force:
+            parser.error(f'argument --out: {options.out} exists; --force replaces it')
     if options.out.suffix != '.py':
         parser.error(f'argument --out: expected a file that ends in .py, got {options.out}')
     try:

@@ -108,8 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if stems.count(stem) > 1:
             parser.error(f'IMAGE: expected names that differ, got {stem} twice')
     folder = options.out_dir
-    if folder.exists() and not folder.is_dir():
-        parser.error(f'--out-dir: expected a folder, got the file {folder}')
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            parser.error(f'--out-dir: expected a folder, got the file {path}')
     try:
         cfg = read_config(options.config)
     except LaunchError as error:

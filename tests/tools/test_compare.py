@@ -36,6 +36,12 @@ def base(tmp_path_factory) -> Path:
         check=True,
         capture_output=True,
     )
+    # Images of several sizes, as those of ADE20K.
+    for kind, suffix in (('images', 'jpg'), ('annotations', 'png')):
+        file = folder / 'toy' / 'ade' / kind / 'validation' / f'ADE_val_00000001.{suffix}'
+        with Image.open(file) as image:
+            cropped = image.crop((0, 0, 64, 48))
+        cropped.save(file)
     path = folder / 'base.py'
     path.write_text(
         f'_base_ = {str(TOY)!r}\ndata_root = {str(folder / "toy" / "ade")!r}\n'
@@ -62,32 +68,43 @@ def test_it_goes_on_where_it_was_killed(base, tmp_path, capsys):
         start_new_session=True,  # so that what it started can be killed with it
     )
     first, second = work / 'bilinear' / 'seed3', work / 'sapa-b' / 'seed3'
+
+    def finished(folder: Path) -> bool:
+        return 'metrics' in json.loads((folder / 'run.json').read_text())
+
     deadline = time.monotonic() + 300
     while not (second / 'last_checkpoint').is_file() and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
-    assert (first / 'result.json').is_file()
-    assert not (second / 'result.json').exists()
-    before = (first / 'result.json').read_bytes(), (first / 'log.txt').read_bytes()
+    assert finished(first) and not finished(second)
+    before = (first / 'run.json').read_bytes(), (first / 'log.txt').read_bytes()
+    # What was begun with other options is not gone on with, either.
+    first.rename(work / 'aside')
+    with pytest.raises(SystemExit) as stopped:
+        compare.main([*options, '--cfg-options', 'train_cfg.max_iters=9'])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert f'{second} holds a run of another config or other options' in error
+    (work / 'aside').rename(first)
     assert (second / 'last_checkpoint').is_file()
 
     assert compare.main(options) == 0
     printed = capsys.readouterr().out
     assert '2 runs, 1 of them finished before.' in printed
-    after = (first / 'result.json').read_bytes(), (first / 'log.txt').read_bytes()
+    after = (first / 'run.json').read_bytes(), (first / 'log.txt').read_bytes()
     assert after == before
     log = (second / 'log.txt').read_text()
     assert log.count('train.py') >= 2 and 'resumed' in log.lower()
 
     results = {
-        name: json.loads((folder / 'result.json').read_text())
+        name: json.loads((folder / 'run.json').read_text())
         for name, folder in (('bilinear', first), ('sapa-b', second))
     }
     text = (work / 'report.md').read_text()
     for name, result in results.items():
         assert result['metrics'].keys() >= {'mIoU', 'mBIoU', 'aAcc'}
-        assert Path(result['checkpoint']).name == 'iter_4.pth'
+        assert result['checkpoint'] == 'iter_4.pth'
         assert result['seconds'] > 0 and result['memory'] > 100 * 2**20
         row = re.search(rf'^\| {name} \| 1 \| (.*) \|$', text, re.M)[1].split(' | ')
         metrics = result['metrics']

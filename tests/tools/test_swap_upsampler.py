@@ -130,7 +130,15 @@ def test_refusals_write_nothing(tmp_path, capsys):
     assert 'ends in .py' in refused(capsys, TOY, tmp_path / 'my.txt')
     assert not list(tmp_path.iterdir())
     out.write_text('mine')
-    assert '--force' in refused(capsys, TOY, out)
+    for force in ([], ['--force']):
+        assert 'is not of this tool alone' in refused(capsys, TOY, out, *force)
     assert out.read_text() == 'mine'
+    out.unlink()
+    run(TOY, out, name='carafe')
+    written = out.read_text()
+    assert '--force replaces it' in refused(capsys, TOY, out)
+    # It would become its own base.
+    assert 'is not of this tool alone' in refused(capsys, out, out, '--force')
+    assert out.read_text() == written
     run(TOY, out, '--force')
     assert Config.fromfile(out).model.decode_head.upsample_cfg == SAPA_B
