@@ -73,8 +73,15 @@ def _draw_detections(
     device: str,
 ) -> None:
     from mmdet.apis import inference_detector, init_detector
+    from mmdet.structures.bbox import BaseBoxes
 
-    visualizer = VISUALIZERS.build(dict(type='DetLocalVisualizer', line_width=1))
+    for sample in samples:
+        truth = sample.gt_instances
+        if isinstance(truth.get('bboxes'), BaseBoxes):  # which the visualizer does not draw
+            truth.bboxes = truth.bboxes.tensor
+    visualizer = VISUALIZERS.build(
+        dict(type='DetLocalVisualizer', name='predictions', line_width=1)
+    )
     visualizer.dataset_meta = dataset.metainfo
     images = [mmcv.imread(sample.img_path, channel_order='rgb') for sample in samples]
 

@@ -215,3 +215,24 @@ def test_refusals(tmp_path, monkeypatch, capsys, options, message):
     assert stopped.value.code == 2
     assert re.search(message, capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_detector(base, tmp_path, capsys):
+    config, work = tmp_path / 'detector.py', tmp_path / 'work'
+    detector = ROOT / 'configs/sapa/faster-rcnn_r18_fpn_sapa-b_1xb2-100_toy-160x160.py'
+    root = str(base.parent / 'toy' / 'coco') + '/'
+    loader = f'dataset=dict(data_root={root!r})'
+    evaluator = f'dict(ann_file={root + "annotations/instances_val2017.json"!r})'
+    config.write_text(
+        f'_base_ = {str(detector)!r}\ntrain_dataloader = dict({loader})\n'
+        f'val_dataloader = dict({loader})\ntest_dataloader = dict({loader})\n'
+        f'val_evaluator = {evaluator}\ntest_evaluator = {evaluator}\n'
+        'model = dict(test_cfg=dict(rcnn=dict(score_thr=0.0)))\n'
+    )
+    options = ['--upsamplers', 'nearest', '--seeds', '0', '--cfg-options', 'train_cfg.max_iters=2']
+    assert compare.main(arguments(config, work, *options)) == 0
+    assert re.search(r'^\| nearest \| 1 \| \d+\.\d\d \|', (work / 'report.md').read_text(), re.M)
+    assert '| upsampler | seeds | box AP |' in (work / 'report.md').read_text()
+    with Image.open(work / 'pictures.png') as picture:  # image, truth and prediction; two rows
+        assert picture.width / picture.height == pytest.approx(3 / 2, rel=0.1)
+        assert len(picture.convert('RGB').getcolors(maxcolors=2**24)) > 100
