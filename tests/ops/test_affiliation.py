@@ -81,37 +81,6 @@ def test_temperature(temperature, normalization, device):
     check(inputs, kernel_size=3, normalization=normalization, temperature=temperature)
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize('layout', LAYOUTS)
-def test_layouts(layout, dtype, device):
-    sizes = Sizes(2, 6, 5, (7, 9), (14, 18))
-    check(affiliation_inputs(sizes, dtype=dtype, layout=layout, device=device), kernel_size=5)
-
-
-@pytest.mark.parametrize('position', range(3))
-def test_one_input_lies_apart(position, device):
-    sizes = Sizes(2, 6, 5, (7, 9), (14, 18))
-    inputs = list(affiliation_inputs(sizes, device=device))
-    for layout in ('channels_last', 'sliced', 'expanded'):
-        mixed = list(inputs)
-        mixed[position] = affiliation_inputs(sizes, layout=layout, device=device)[position]
-        check(mixed, kernel_size=3)
-
-
-@pytest.mark.parametrize('border', BORDERS)
-@pytest.mark.parametrize(
-    ('layout', 'memory_format'),
-    [('contiguous', torch.contiguous_format), ('channels_last', torch.channels_last)],
-)
-def test_memory_format_is_kept(layout, memory_format, border, device):
-    sizes = Sizes(2, 6, 5, (7, 9), (14, 18))
-    inputs = affiliation_inputs(sizes, layout=layout, device=device)
-    grad = make_tensor(2, 5, 14, 18, layout=layout, device=device)
-    results = forward_and_gradients(point_affiliation, inputs, grad, border=border)
-    for what, result in zip(('output', *NAMES), results, strict=True):
-        assert result.is_contiguous(memory_format=memory_format), what
-
-
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
 @pytest.mark.parametrize('ratio', [1, 2])
 def test_share_of_the_window_inside_the_image(ratio, dtype, device):

@@ -38,28 +38,6 @@ def test_dtypes(dtype, kernel_size, device):
     check(assembly_inputs(SIZE, kernel_size, dtype=dtype, device=device), kernel_size=kernel_size)
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize('layout', LAYOUTS)
-def test_layouts(layout, dtype, device):
-    inputs = assembly_inputs(SIZE, 5, dtype=dtype, layout=layout, device=device)
-    check(inputs, kernel_size=5)
-    other = assembly_inputs(SIZE, 5, dtype=dtype, device=device)
-    check((inputs[0], other[1]), kernel_size=5)
-    check((other[0], inputs[1]), kernel_size=5)
-
-
-@pytest.mark.parametrize(
-    ('layout', 'memory_format'),
-    [('contiguous', torch.contiguous_format), ('channels_last', torch.channels_last)],
-)
-def test_memory_format_is_kept(layout, memory_format, device):
-    inputs = assembly_inputs(SIZE, 5, layout=layout, device=device)
-    grad = make_tensor(2, 5, 14, 18, layout=layout, device=device)
-    results = forward_and_gradients(assemble, inputs, grad)
-    for what, result in zip(('output', 'weights', 'value'), results, strict=True):
-        assert result.is_contiguous(memory_format=memory_format), what
-
-
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
 def test_share_of_the_window_inside_the_image(dtype, device):
     """Equal weights and value 1 give the share of the 5x5 window that lies inside."""

@@ -3,7 +3,6 @@ import torch
 from testing_utils import (
     COMPILED_SIZES,
     DTYPES,
-    LAYOUTS,
     SIZES,
     TOLERANCES,
     Sizes,
@@ -42,28 +41,6 @@ def test_sizes(sizes, kernel_size, device):
 def test_dtypes_and_temperature(dtype, temperature, device):
     inputs = make_inputs(SIZE, dtype=dtype, device=device)
     check(inputs, kernel_size=5, temperature=temperature)
-
-
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize('layout', LAYOUTS)
-def test_layouts(layout, dtype, device):
-    check(make_inputs(SIZE, dtype=dtype, layout=layout, device=device), kernel_size=5)
-    other = make_inputs(SIZE, dtype=dtype, device=device)
-    mixed = make_inputs(SIZE, dtype=dtype, layout=layout, device=device)
-    check((mixed[0], other[1]), kernel_size=3)
-    check((other[0], mixed[1]), kernel_size=3)
-
-
-@pytest.mark.parametrize(
-    ('layout', 'memory_format'),
-    [('contiguous', torch.contiguous_format), ('channels_last', torch.channels_last)],
-)
-def test_memory_format_is_kept(layout, memory_format, device):
-    inputs = make_inputs(SIZE, layout=layout, device=device)
-    grad = make_tensor(2, 25, 14, 18, layout=layout, device=device)
-    results = forward_and_gradients(local_similarity, inputs, grad)
-    for what, result in zip(('output', 'query', 'key'), results, strict=True):
-        assert result.is_contiguous(memory_format=memory_format), what
 
 
 def test_positions_are_row_major(device):
