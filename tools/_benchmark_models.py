@@ -52,17 +52,17 @@ def compare(
                 shapes = ('ori_shape', 'img_shape', 'pad_shape', 'batch_input_shape')
                 meta = {**dict.fromkeys(shapes, size), 'scale_factor': (1.0, 1.0)}
                 samples = [DetDataSample(metainfo=meta) for _ in range(batch)]
-            call = partial(build(cfg).to(device), images, samples, mode='predict')
-            with torch.no_grad():
-                call()
-            calls.append(call)
+            calls.append(partial(build(cfg).to(device), images, samples, mode='predict'))
         except Exception as error:  # of whatever kind: the model is the user's
             raise LaunchError(f'{name}: {reason(error)}') from error
     times: list[list[float]] = [[] for _ in calls]
     with torch.no_grad():
         for i in range(rounds + 1):
             for name, call, taken in zip(names, calls, times, strict=True):
-                found, _ = seconds(call)
+                try:
+                    found, _ = seconds(call)
+                except Exception as error:
+                    raise LaunchError(f'{name}: {reason(error)}') from error
                 if i:  # the first round warms up
                     taken.append(found)
                 print(f'[{i}/{rounds}] {name}', file=sys.stderr, flush=True)
