@@ -13,6 +13,7 @@ as report.md and report.html.
 """
 
 import argparse
+import copy
 import importlib.util
 import json
 import os
@@ -94,9 +95,9 @@ def write_variants(
     Raises:
         LaunchError: CONFIG cannot be read, has no host, no test, or not what --cfg-options names.
     """
-    texts = {}
+    base, texts = read_config(name), {}
     for upsampler in upsamplers:
-        cfg = read_config(name)
+        cfg = copy.deepcopy(base)
         overrides, _ = swap(cfg, upsampler_config(upsampler))
         evaluators = cfg.to_dict().get('test_evaluator')
         if not evaluators:
@@ -249,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     work = (options.work_dir or Path('work_dirs/compare') / stem).absolute()
     try:
         check_packages()
-        read_config(options.config)  # before a folder is made
+        # Before a folder is made.
         swap(read_config(options.config), upsampler_config(options.upsamplers[0]))
         from _compare_runs import locked
 
