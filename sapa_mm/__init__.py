@@ -23,7 +23,10 @@ def __getattr__(name: str) -> object:
 
 with contextlib.suppress(MissingFrameworkError):
     importlib.import_module('.upsamplers', __name__)
-    importlib.import_module('.compat', __name__).allow_mmengine_checkpoints()
+    _compat = importlib.import_module('.compat', __name__)
+    _compat.allow_mmengine_checkpoints()
+    _compat.add_config_scope()
+    del _compat
 
 for _name in ('visualization', 'reconstruction', 'segmentation', 'detection'):
     with contextlib.suppress(MissingFrameworkError):

@@ -1,4 +1,4 @@
-"""Lets mmengine's checkpoints be read by torch >= 2.6, without allowing arbitrary pickles.
+"""Lets mmengine find this package's configs, and torch >= 2.6 read mmengine's checkpoints.
 
 Since 2.6 `torch.load` reads with ``weights_only=True`` and refuses every class that is not on its
 list. mmengine's checkpoints hold the training log, made of `HistoryBuffer` and numpy arrays, so
@@ -85,3 +85,17 @@ def allow_mmengine_checkpoints() -> None:
     """
     if torch.__version__ >= (2, 6):
         torch.serialization.add_safe_globals(_checkpoint_globals())
+
+
+def add_config_scope() -> None:
+    """Let ``_base_ = 'sapa_mm::...'`` and mmengine's ``get_config`` find this package's configs.
+
+    mmengine keeps a table of the packages that it looks for, by the scope before the ``::``. Needs
+    mmengine.
+    """
+    from mmengine.config.utils import MODULE2PACKAGE
+
+    # A module of the package in place of the distribution's name: mmengine then asks where the
+    # module lies, which is right for an editable install too, while a distribution's location is
+    # that of its metadata.
+    MODULE2PACKAGE['sapa_mm'] = f'{__package__}.version'

@@ -113,7 +113,9 @@ def test_report_without_the_data(folder, segmentors):
     assert 'data/toy' in config.read_text()
     (moved / config.name).write_text(config.read_text().replace('data/toy', 'data/gone'))
     report, out = ROOT / 'tools' / 'quickstart_report.py', folder / 'gone.png'
-    with pytest.raises(AssertionError, match=r'quickstart_report.py: the data are gone: .*gone'):
+    with pytest.raises(
+        AssertionError, match=r'quickstart_report.py: error: the data are gone: .*gone'
+    ):
         python(folder, report, f'sapa-g={moved}', '--out', out)
     assert not out.exists()
 

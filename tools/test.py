@@ -1,7 +1,12 @@
 #!/usr/bin/env python
-"""Test with sapa_mm registered, by the test.py of the config's framework; see --help."""
+"""Evaluate a checkpoint by the framework's own script; see --help."""
 
-from _launch import main
+import sys
+
+try:
+    from sapa_mm.tools.cli import run
+except ModuleNotFoundError as error:
+    sys.exit(f'tools/test.py: {error}; in the checkout: pip install -e .')
 
 if __name__ == '__main__':
-    main('test')
+    sys.exit(run('test'))

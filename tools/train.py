@@ -1,7 +1,12 @@
 #!/usr/bin/env python
-"""Train with sapa_mm registered, by the train.py of the config's framework; see --help."""
+"""Train by the framework's own script; see --help."""
 
-from _launch import main
+import sys
+
+try:
+    from sapa_mm.tools.cli import run
+except ModuleNotFoundError as error:
+    sys.exit(f'tools/train.py: {error}; in the checkout: pip install -e .')
 
 if __name__ == '__main__':
-    main('train')
+    sys.exit(run('train'))

@@ -1,9 +1,7 @@
 """tools/reconstruct.py: a small training end to end, and what a second run does."""
 
-import importlib
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +12,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from sapa_mm.reconstruction import IdxImages
+from sapa_mm.tools import reconstruct
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
-sys.path.append(str(TOOLS))  # last: tools/test.py must not hide the standard library's `test`
-reconstruct = importlib.import_module('reconstruct')
 
 ROWS = ('conv-nearest', 'paired-max-unpooling')
 

@@ -1,4 +1,3 @@
-import importlib
 import json
 import math
 import os
@@ -12,11 +11,11 @@ from matplotlib import image as mpimg
 from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS
 
+from sapa_mm.tools.benchmark import candidates as contest
+from sapa_mm.tools.benchmark import command as benchmark
+from sapa_mm.tools.benchmark import report
+
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
-sys.path.append(str(TOOLS))  # last: tools/test.py must not hide the standard library's `test`
-benchmark = importlib.import_module('benchmark')
-contest = importlib.import_module('_benchmark_candidates')
-report = importlib.import_module('_benchmark_report')
 
 CPU = torch.device('cpu')
 TINY = '--size 5 6 --channels 32 --embed 16 --rounds 2'.split()
@@ -83,9 +82,8 @@ def test_measures_and_writes(device, tmp_path, capsys):
 
 def test_torch_is_enough():
     code = (
-        f'import runpy, sys\nfor name in {BLOCKED}: sys.modules[name] = None\n'
-        f'sys.path.insert(0, {str(TOOLS)!r})\nsys.argv = ["benchmark.py", *sys.argv[1:]]\n'
-        'runpy.run_path(sys.path[0] + "/benchmark.py", run_name="__main__")'
+        f'import sys\nfor name in {BLOCKED}: sys.modules[name] = None\n'
+        'from sapa_mm.tools.cli import run\nsys.exit(run("benchmark"))'
     )
     command = [sys.executable, '-c', code, *TINY, '--device', 'cpu', '--layouts', 'nchw']
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)

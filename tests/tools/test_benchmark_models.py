@@ -1,6 +1,4 @@
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +8,9 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS
 
+from sapa_mm.tools.benchmark import command as benchmark
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / 'tools'))  # last: tools/test.py must not hide the standard library's
-benchmark = importlib.import_module('benchmark')
 
 STOCK = ROOT / 'configs' / '_base_' / 'segformer_mit-t_1xb8-600_toy-160x160.py'
 CLUSTERING = ROOT / 'configs' / 'hc' / 'hcfcn-32-tiny_r18-l3_1xb8-600_toy-160x160.py'

@@ -1,6 +1,5 @@
 """tools/compare.py trains, tests and reports, and goes on where it was stopped."""
 
-import importlib
 import json
 import os
 import re
@@ -16,11 +15,10 @@ from mmengine.config import Config
 from PIL import Image
 from testing_configs import ROOT
 
+from sapa_mm.tools.compare import command as compare
+from sapa_mm.tools.compare import report, runs
+
 TOOLS = ROOT / 'tools'
-sys.path.append(str(TOOLS))  # last: tools/test.py must not hide the standard library's `test`
-compare = importlib.import_module('compare')
-runs = importlib.import_module('_compare_runs')
-report = importlib.import_module('_compare_report')
 
 TOY = ROOT / 'configs/_base_/segformer_mit-t_1xb8-600_toy-160x160.py'
 SIZE = ['--image-size', '32', '32']
@@ -141,7 +139,7 @@ def test_a_failing_run_is_reported_and_the_others_are_made(base, tmp_path, capsy
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
-    with runs.locked(tmp_path), pytest.raises(runs.LaunchError, match='still works there'):
+    with runs.locked(tmp_path), pytest.raises(runs.ToolError, match='still works there'):
         with runs.locked(tmp_path):
             pass
     with runs.locked(tmp_path):

@@ -1,6 +1,5 @@
 """Everything expected here is computed by hand, or by mmengine's counter without this project."""
 
-import importlib
 import json
 import re
 import subprocess
@@ -16,15 +15,14 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.nn import functional as F
 
+from sapa_mm.tools import launch
+from sapa_mm.tools.complexity import command as complexity
+from sapa_mm.tools.complexity import count as counter
+from sapa_mm.tools.complexity import tables
 from sapa_mm.upsamplers import build_upsampler
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / 'tools'
-sys.path.append(str(TOOLS))  # last: tools/test.py must not hide the standard library's `test`
-complexity = importlib.import_module('complexity')
-counter = importlib.import_module('_complexity_count')
-tables = importlib.import_module('_complexity_tables')
-launch = importlib.import_module('_launch')
 
 SAPA = ROOT / 'configs' / 'sapa'
 GUIDED = SAPA / 'segformer_mit-t_sapa-g_1xb8-600_toy-160x160.py'

@@ -1,4 +1,3 @@
-import importlib
 import sys
 from pathlib import Path
 
@@ -7,11 +6,10 @@ import onnxruntime
 import pytest
 import torch
 
+from sapa_mm.tools import export as tool
 from sapa_mm.upsamplers import build_upsampler
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / 'tools'))  # last: tools/test.py must not hide the standard library's
-tool = importlib.import_module('export')
 
 TOY = ROOT / 'configs' / 'sapa' / 'segformer_mit-t_sapa-g_1xb8-600_toy-160x160.py'
 DETECTOR = ROOT / 'configs' / 'sapa' / 'faster-rcnn_r18_fpn_sapa-b_1xb2-100_toy-160x160.py'

@@ -1,7 +1,6 @@
 """train.py, test.py and the shell scripts: what they find, what they add, what they refuse."""
 
 import argparse
-import importlib.util
 import os
 import re
 import subprocess
@@ -13,20 +12,13 @@ import numpy as np
 import pytest
 from mmengine.config import Config, DictAction
 
+from sapa_mm.tools import configs, launch
+from sapa_mm.tools.errors import ToolError
+
 REPO = Path(__file__).resolve().parents[2]
 TOOLS = REPO / 'tools'
 SEGFORMER = 'segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py'
 FASTER_RCNN = 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
-
-
-def load_launch():
-    spec = importlib.util.spec_from_file_location('_launch', TOOLS / '_launch.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-launch = load_launch()
 
 
 def run(*command: object, cwd: Path | None = None, **environment: str):
@@ -45,11 +37,11 @@ def run(*command: object, cwd: Path | None = None, **environment: str):
 
 @pytest.mark.parametrize(('package', 'inner'), [('mmseg', SEGFORMER), ('mmdet', FASTER_RCNN)])
 def test_stock_configs_are_found_by_name_and_by_path(package, inner):
-    path = launch.find_config(f'{package}::{inner}')
+    path = configs.find_config(f'{package}::{inner}')
     assert path.is_file()
     assert path.as_posix().endswith(f'{package}/.mim/configs/{inner}')
-    assert launch.find_config(f'{package}::{inner.removesuffix(".py")}') == path
-    assert launch.find_config(str(path)) == path
+    assert configs.find_config(f'{package}::{inner.removesuffix(".py")}') == path
+    assert configs.find_config(str(path)) == path
     assert Config.fromfile(path).default_scope == package
 
 
@@ -66,11 +58,12 @@ def test_a_development_install_is_found_beside_the_package(tmp_path):
         (tmp_path / file).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / file).touch()
     code = (
-        'import _launch; print(_launch.find_script("mmdet", "train")); '
-        'print(_launch.find_config("mmdet::faster_rcnn/mine")); '
-        '_launch.find_script("mmdet", "test")'
+        'from sapa_mm.tools import configs, launch\n'
+        'print(launch.find_script("mmdet", "train"))\n'
+        'print(configs.find_config("mmdet::faster_rcnn/mine"))\n'
+        'launch.find_script("mmdet", "test")'
     )
-    done = run(sys.executable, '-c', code, PYTHONPATH=f'{tmp_path}{os.pathsep}{TOOLS}')
+    done = run(sys.executable, '-c', code, PYTHONPATH=str(tmp_path))
     assert done.stdout.splitlines() == [
         str(tmp_path / 'tools/train.py'),
         str(tmp_path / 'configs/faster_rcnn/mine.py'),
@@ -82,7 +75,10 @@ def test_a_development_install_is_found_beside_the_package(tmp_path):
     ('name', 'message'),
     [
         ('no/such/config.py', "no file 'no/such/config.py'"),
-        ('mmpose::a/b.py', 'expected mmseg or mmdet before "::", got \'mmpose::a/b.py\''),
+        (
+            'mmpose::a/b.py',
+            'expected one of mmseg, mmdet, sapa_mm before "::", got \'mmpose::a/b.py\'',
+        ),
         (
             'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k.py',
             f'close to it: .*{re.escape(SEGFORMER)}',
@@ -90,16 +86,16 @@ def test_a_development_install_is_found_beside_the_package(tmp_path):
     ],
 )
 def test_unknown_configs_are_refused(name, message):
-    with pytest.raises(launch.LaunchError, match=message):
-        launch.find_config(name)
+    with pytest.raises(ToolError, match=message):
+        configs.find_config(name)
 
 
 def test_a_missing_framework_is_named_with_its_command():
     code = (
-        'import sys; sys.modules["mmdet"] = None; sys.path.insert(0, sys.argv.pop(1)); '
-        'import _launch; _launch.main("train")'
+        'import sys; sys.modules["mmdet"] = None; from sapa_mm.tools import cli; '
+        'sys.exit(cli.run("train"))'
     )
-    done = run(sys.executable, '-c', code, TOOLS, f'mmdet::{FASTER_RCNN}')
+    done = run(sys.executable, '-c', code, f'mmdet::{FASTER_RCNN}')
     assert done.returncode == 2
     assert 'mmdet, which is not installed: pip install mmdet==3.3.0' in done.stderr
     assert 'Traceback' not in done.stderr
@@ -109,7 +105,7 @@ def test_a_missing_framework_is_named_with_its_command():
 def test_a_config_of_another_framework_is_refused(scope, tmp_path):
     config = tmp_path / 'config.py'
     config.write_text(f'default_scope = {scope!r}\n')
-    with pytest.raises(launch.LaunchError, match=f"'mmseg' or 'mmdet' in .*, got {scope!r}"):
+    with pytest.raises(ToolError, match=f"'mmseg' or 'mmdet' in .*, got {scope!r}"):
         launch.prepare('train', [str(config)])
     # An option may say what the file does not.
     options = ['--cfg-options', 'default_scope=mmdet', '--work-dir', 'x']
@@ -126,9 +122,9 @@ def test_config_comes_first():
     assert launch.split_arguments(['c.py', '--amp', 'x']) == ('c.py', ['--amp', 'x'])
     legacy = ['--local-rank=1', 'c.py', '--amp']
     assert launch.split_arguments(legacy) == ('c.py', ['--local-rank=1', '--amp'])
-    with pytest.raises(launch.LaunchError, match='first argument, got --resume'):
+    with pytest.raises(ToolError, match='first argument, got --resume'):
         launch.split_arguments(['--resume', 'c.py'])
-    with pytest.raises(launch.LaunchError, match='first argument, got nothing'):
+    with pytest.raises(ToolError, match='first argument, got nothing'):
         launch.split_arguments([])
 
 
@@ -138,7 +134,7 @@ def test_options_are_read_as_the_frameworks_read_them():
     assert options.launcher == 'pytorch'
     assert options.cfg_options == {'a.b': None, 'c': True}
     assert launch.read_options(['--amp']).cfg_options == {}
-    with pytest.raises(launch.LaunchError, match='expected KEY=VALUE pairs'):
+    with pytest.raises(ToolError, match='expected KEY=VALUE pairs'):
         launch.read_options(['--cfg-options', 'nothing'])
 
 
@@ -235,17 +231,17 @@ def test_what_the_user_sets_stays():
 
 
 def test_an_option_that_shuts_out_what_a_cpu_needs_is_refused():
-    with pytest.raises(launch.LaunchError, match='model_wrapper_cfg=None leaves no room for'):
+    with pytest.raises(ToolError, match='model_wrapper_cfg=None leaves no room for'):
         cpu_config({'model': {}}, 'model_wrapper_cfg=None')
 
 
 def test_cpu_processes_come_from_torchrun(monkeypatch):
-    with pytest.raises(launch.LaunchError, match=r'expected pytorch .* got slurm'):
+    with pytest.raises(ToolError, match=r'expected pytorch .* got slurm'):
         launch.check_cpu_launch('slurm')
     for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR'):
         monkeypatch.setenv(name, '0')
     monkeypatch.delenv('MASTER_PORT', raising=False)
-    with pytest.raises(launch.LaunchError, match=r'MASTER_PORT not in the env.*dist_train'):
+    with pytest.raises(ToolError, match=r'MASTER_PORT not in the env.*dist_train'):
         launch.check_cpu_launch('pytorch')
     monkeypatch.setenv('MASTER_PORT', '1')
     launch.check_cpu_launch('pytorch')

@@ -1,4 +1,3 @@
-import importlib
 import json
 import os
 import signal
@@ -12,11 +11,10 @@ import pytest
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
+from sapa_mm.tools.toy_dataset import command as toy
+from sapa_mm.tools.toy_dataset import scenes, shapes
+
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
-sys.path.append(str(TOOLS))  # last: tools/test.py must not hide the standard library's `test`
-toy = importlib.import_module('make_toy_dataset')
-scenes = importlib.import_module('_toy_scenes')
-shapes = importlib.import_module('_toy_shapes')
 
 SMALL = ('--num-train', '6', '--num-val', '3', '--size', '96', '128')
 TINY = toy.Options(num_train=2, num_val=1, size=(64, 64))

@@ -1,5 +1,4 @@
 import copy
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -16,13 +15,12 @@ from mmseg.registry import MODELS
 from PIL import Image
 
 from sapa_mm.segmentation import image_superpixels
+from sapa_mm.tools import superpixels as tool
+from sapa_mm.tools.toy_dataset import command as toy
 from sapa_mm.visualization import draw_superpixels
 from sapa_mm.visualization.superpixels import COLOUR
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / 'tools'))  # last: tools/test.py must not hide the standard library's
-tool = importlib.import_module('superpixels')
-toy = importlib.import_module('make_toy_dataset')
 
 CONFIG = ROOT / 'configs' / 'hc' / 'hcfcn-32-tiny_r18-l3_1xb8-600_toy-160x160.py'
 STOCK = ROOT / 'configs' / 'sapa' / 'segformer_mit-t_bilinear_1xb8-600_toy-160x160.py'

@@ -1,15 +1,12 @@
 """tools/swap_upsampler.py changes what must change, and nothing else."""
 
-import importlib
-import sys
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 from testing_configs import ROOT, build, load, offline, step_and_predict
 
-sys.path.append(str(ROOT / 'tools'))  # last: tools/test.py must not hide the standard library's
-swap_upsampler = importlib.import_module('swap_upsampler')
+from sapa_mm.tools import swap
 
 SAPA_B = dict(type='SAPA', similarity='bilinear')
 SEGFORMER = 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py'
@@ -18,7 +15,7 @@ TOY = str(ROOT / 'configs/_base_/segformer_mit-t_1xb8-600_toy-160x160.py')
 
 def run(config: str | Path, out: Path, *options: str, name: str = 'sapa-b') -> None:
     arguments = [config, '--upsampler', name, '--out', out, *options]
-    swap_upsampler.main([str(argument) for argument in arguments])
+    swap.main([str(argument) for argument in arguments])
 
 
 def refused(capsys: pytest.CaptureFixture, *arguments: object, **options: str) -> str:
@@ -112,7 +109,7 @@ def test_another_upsampler_than_the_configs_own(tmp_path):
     assert head.upsample_cfg == dict(type='IndexNet', variant='hin')
 
 
-@pytest.mark.parametrize('name', swap_upsampler.upsampler_names())
+@pytest.mark.parametrize('name', swap.upsampler_names())
 def test_every_upsampler_trains_and_predicts(tmp_path, name):
     run(TOY, tmp_path / 'my.py', name=name)
     cfg = offline(Config.fromfile(tmp_path / 'my.py'))

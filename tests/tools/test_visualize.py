@@ -1,5 +1,4 @@
 import importlib
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from mmengine.runner import save_checkpoint
 from mmseg.apis import inference_model, init_model
 from PIL import Image
 
+from sapa_mm.tools import visualize as tool
 from sapa_mm.visualization import (
     draw_upsampling,
     draw_upsampling_steps,
@@ -22,8 +22,6 @@ from sapa_mm.visualization import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / 'tools'))  # last: tools/test.py must not hide the standard library's
-tool = importlib.import_module('visualize')
 
 CONFIGS = ROOT / 'configs' / 'sapa'
 SEGMENTOR = CONFIGS / 'segformer_mit-t_sapa-g_1xb8-600_toy-160x160.py'

@@ -1,15 +1,29 @@
-"""Put an upsampler into the config of a model that has none."""
+"""Write a config that is another one with an upsampler in place of interpolation.
 
+  %(prog)s mmseg::segformer/segformer_mit-b1_8xb2-160k_ade20k-512x512.py --upsampler sapa-b -o my.py
+  %(prog)s my_detector.py --upsampler sapa-g --options kernel_size=3 embed_dims=64 -o guided.py
+
+CONFIG is a path or the name of a config that a framework installs. The new one has it as its base
+and changes the types of the hosts, which upsample features, and nothing else. It is built, with
+random weights, before it is written.
+"""
+
+import argparse
 import copy
 import os
-from collections.abc import Iterator
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from _configs import read_config, reason
-from _launch import LaunchError
+from .arguments import output_file
+from .configs import read_config, reason
+from .errors import ToolError
+from .output import write_text
+from .presets import upsampler_config, upsampler_name, upsampler_names
 
-if TYPE_CHECKING:  # importing it takes a second: not before the arguments are checked
+if TYPE_CHECKING:
     from mmengine.config import Config
     from torch import nn
 
@@ -109,7 +123,7 @@ def swap(cfg: 'Config', upsample_cfg: dict) -> tuple[dict, list[Change]]:
         The changes as a config holds them, and the hosts that they concern.
 
     Raises:
-        LaunchError: The model has no host.
+        ToolError: The model has no host.
     """
     model = cfg.to_dict()['model']
     hosts = list(find_hosts(model))
@@ -119,7 +133,7 @@ def swap(cfg: 'Config', upsample_cfg: dict) -> tuple[dict, list[Change]]:
             for key, part in model.items()
             if isinstance(part, dict) and 'type' in part and key != 'data_preprocessor'
         ]
-        raise LaunchError(
+        raise ToolError(
             f'CONFIG: expected a model with one of {", ".join(HOSTS)}, which upsample features; '
             f'this {model.get("type")} has {", ".join(parts)}'
         )
@@ -162,14 +176,14 @@ def build_model(cfg: 'Config') -> 'nn.Module':
     """Build the model of a config, to see that it can be.
 
     Raises:
-        LaunchError: It cannot.
+        ToolError: It cannot.
     """
-    from _complexity_count import build
+    from .complexity.count import build
 
     try:
         return build(cfg)
     except Exception as error:  # of whatever kind: the model is the user's
-        raise LaunchError(f'the model cannot be built: {reason(error)}') from error
+        raise ToolError(f'the model cannot be built: {reason(error)}') from error
 
 
 def swapped(name: str, upsample_cfg: dict, out: Path) -> tuple[str, list[Change]]:
@@ -184,9 +198,87 @@ def swapped(name: str, upsample_cfg: dict, out: Path) -> tuple[str, list[Change]
         The text, and what it changes.
 
     Raises:
-        LaunchError: No such config, or one that cannot be changed.
+        ToolError: No such config, or one that cannot be changed.
     """
     overrides, changes = swap(read_config(name), upsample_cfg)
     kind = ', '.join(f'{key}={value!r}' for key, value in upsample_cfg.items())
     note = f'{name} with the upsampler dict({kind}), {MARK}'
     return config_text(base_name(name, out.parent), overrides, note), changes
+
+
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """The options."""
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser(
+        prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add('config', metavar='CONFIG', help='config of a segmentor or a detector')
+    add(
+        '--upsampler',
+        type=upsampler_name,
+        required=True,
+        metavar='NAME',
+        help=f'one of {", ".join(upsampler_names())}',
+    )
+    add(
+        '--options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help="options of the upsampler that differ from the name's",
+    )
+    add('-o', '--out', type=output_file, required=True, help='config to write')
+    add('--force', action='store_true', help='replace a file that this tool wrote')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Write the config, and say what it changes."""
+    warnings.filterwarnings('ignore', 'pkg_resources', UserWarning)  # mmengine's
+    parser = make_parser(prog)
+    options = parser.parse_args(argv)
+    if options.out.exists():
+        own = options.out.read_text(errors='replace').partition('\n')[0].endswith(MARK)
+        if not own or options.out.resolve() == Path(options.config).resolve():
+            # It may be what the new config builds on.
+            parser.error(f'argument --out: {options.out} exists, and is not of this tool alone')
+        if not options.force:
+            parser.error(f'argument --out: {options.out} exists; --force replaces it')
+    if options.out.suffix != '.py':
+        parser.error(f'argument --out: expected a file that ends in .py, got {options.out}')
+    try:
+        upsample_cfg = upsampler_config(options.upsampler, options.options)
+        text, changes = swapped(options.config, upsample_cfg, options.out.absolute())
+        added = parameters_added(options.config, text, options.out.absolute().parent)
+    except ToolError as error:
+        parser.error(str(error))
+    write_text(options.out, text)
+    for change in changes:
+        kept = ' (as it was)' if change.before == change.after else f' -> {change.after}'
+        print(f'{change.path}: {change.before}{kept}, upsample_cfg={upsample_cfg}')
+    print(f'parameters: {added:+,}')
+    print(options.out)
+
+
+def parameters_added(name: str, text: str, folder: Path) -> int:
+    """Build both models and count.
+
+    Args:
+        name: The config that is changed.
+        text: The changed one.
+        folder: Where that belongs.
+
+    Raises:
+        ToolError: One cannot be built.
+    """
+    counts = []
+    with tempfile.NamedTemporaryFile('w', suffix='.py', dir=folder) as file:
+        file.write(text)
+        file.flush()
+        for config in (file.name, name):
+            model = build_model(read_config(config))
+            counts.append(sum(parameter.numel() for parameter in model.parameters()))
+    return counts[0] - counts[1]

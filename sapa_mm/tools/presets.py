@@ -4,12 +4,17 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-PRESETS = Path(__file__).resolve().parents[1] / 'configs' / '_base_' / 'upsamplers'
+from .configs import own_configs
+
+
+def presets() -> Path:
+    """The folder with a config for each of them."""
+    return own_configs() / '_base_' / 'upsamplers'
 
 
 def upsampler_names() -> list[str]:
     """All names."""
-    names = (path.stem.replace('_', '-') for path in PRESETS.glob('*.py'))
+    names = (path.stem.replace('_', '-') for path in presets().glob('*.py'))
     return sorted(name for name in names if not name.startswith('reconstruction'))
 
 
@@ -32,5 +37,5 @@ def upsampler_config(name: str, options: Mapping | None = None) -> dict:
     """
     from mmengine.config import Config
 
-    cfg = Config.fromfile(PRESETS / f'{name.replace("-", "_")}.py').to_dict()['upsampler']
+    cfg = Config.fromfile(presets() / f'{name.replace("-", "_")}.py').to_dict()['upsampler']
     return {**cfg, **(options or {})}

@@ -1,25 +1,24 @@
 """Runs the train and test scripts that mmsegmentation and mmdetection install with themselves.
 
-What train.py and test.py share: the config is found, its ``default_scope`` names the framework,
-sapa_mm is imported so that its modules are registered, and the framework's own script runs with the
-user's arguments. Without an accelerator, what distributed runs need is added to them.
+The config is found, its ``default_scope`` names the framework, and the framework's own script runs
+with the user's arguments, in this process, where all of sapa_mm is registered. Without an
+accelerator, what distributed runs need is added to them.
 """
 
 import argparse
 import contextlib
 import datetime
-import difflib
 import gc
 import importlib.util
 import os
 import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-# What to install for the framework that a config's default_scope names.
-FRAMEWORKS = {'mmseg': 'mmsegmentation==1.2.2', 'mmdet': 'mmdet==3.3.0'}
+from .configs import FRAMEWORKS, find_config, package_folder, packaged_folders
+from .errors import ToolError
 
 DDP = 'MMDistributedDataParallel'
 
@@ -29,7 +28,7 @@ AMP_DEVICES = ('cuda', 'npu', 'mlu', 'musa')
 EPILOG = """\
 CONFIG and every other argument go to the script of the config's framework, unchanged. To see
 its arguments, name a config: %(prog)s CONFIG --help. CONFIG comes first; it is a path or the
-name of a config that the framework installs:
+name of one that mmseg, mmdet or sapa_mm installs:
 
 %(examples)s
 
@@ -43,81 +42,23 @@ it; what --cfg-options sets is left as it is."""
 EXAMPLES = {
     'train': """\
   %(prog)s configs/my_config.py --work-dir work_dirs/mine --resume
-  %(prog)s mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py --amp""",
+  %(prog)s sapa_mm::sapa/segformer_mit-b1_sapa-g_8xb2-160k_ade20k-512x512.py --amp""",
     'test': """\
   %(prog)s configs/my_config.py work_dirs/mine/iter_160000.pth
   %(prog)s mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py CHECKPOINT --out result.pkl""",
 }
 
 
-class LaunchError(Exception):
-    """The arguments or the installation do not allow the script to start."""
-
-
-def package_folder(package: str) -> Path:
-    """Return the folder of an installed package, which is not imported.
-
-    Args:
-        package: 'mmseg' or 'mmdet'.
-
-    Raises:
-        LaunchError: If the package is not installed; the message gives the command.
-    """
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise LaunchError(
-            f'the config needs {package}, which is not installed: '
-            f'pip install {FRAMEWORKS[package]} (the README has the versions that go together)'
-        )
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-def packaged_folders(package: str, name: str) -> list[Path]:
-    """Return where a framework keeps its ``name`` ('tools' or 'configs'), existing folders only.
-
-    Wheels carry it under ``.mim``; a checkout installed for development has it beside the package.
-    """
-    folder = package_folder(package)
-    return [path for path in (folder / '.mim' / name, folder.parent / name) if path.is_dir()]
-
-
-def find_config(name: str) -> Path:
-    """Return the path of a config.
-
-    Args:
-        name: A path, or ``framework::path`` below the configs that the framework installs.
-
-    Raises:
-        LaunchError: If there is no such file.
-    """
-    package, separator, inner = name.partition('::')
-    if not separator:
-        if not Path(name).is_file():
-            raise LaunchError(f'CONFIG: no file {name!r}')
-        return Path(name)
-    if package not in FRAMEWORKS:
-        raise LaunchError(f'CONFIG: expected {" or ".join(FRAMEWORKS)} before "::", got {name!r}')
-    inner = inner if inner.endswith('.py') else f'{inner}.py'
-    folders = packaged_folders(package, 'configs')
-    for folder in folders:
-        if (folder / inner).is_file():
-            return folder / inner
-    known = [path.relative_to(f).as_posix() for f in folders for path in f.glob('*/*.py')]
-    close = difflib.get_close_matches(inner, known, n=3)
-    hint = f'; close to it: {", ".join(close)}' if close else ''
-    raise LaunchError(f'CONFIG: {package} installs no config {inner!r}{hint}')
-
-
 def find_script(package: str, tool: str) -> Path:
     """Return the path of a framework's own ``tool`` ('train' or 'test').
 
     Raises:
-        LaunchError: If the framework is not installed or came without its tools.
+        ToolError: If the framework is not installed or came without its tools.
     """
     for folder in packaged_folders(package, 'tools'):
         if (folder / f'{tool}.py').is_file():
             return folder / f'{tool}.py'
-    raise LaunchError(
+    raise ToolError(
         f'{package} is installed in {package_folder(package)} without its tools/{tool}.py: '
         f'pip install --force-reinstall --no-deps {FRAMEWORKS[package]}'
     )
@@ -134,7 +75,7 @@ def split_arguments(arguments: list[str]) -> tuple[str, list[str]]:
         first += 1
     if not arguments[first:] or arguments[first].startswith('-'):
         got = arguments[first] if arguments[first:] else 'nothing'
-        raise LaunchError(f'CONFIG: expected as the first argument, got {got}')
+        raise ToolError(f'CONFIG: expected as the first argument, got {got}')
     return arguments[first], arguments[:first] + arguments[first + 1 :]
 
 
@@ -149,7 +90,7 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
     try:
         return parser.parse_known_args(arguments)[0]
     except (AssertionError, ValueError) as error:
-        raise LaunchError(f'--cfg-options: expected KEY=VALUE pairs; {error}') from error
+        raise ToolError(f'--cfg-options: expected KEY=VALUE pairs; {error}') from error
 
 
 def sync_bn_keys(node: Any, key: str) -> list[str]:
@@ -179,7 +120,7 @@ def cpu_options(cfg: dict, given: dict[str, Any]) -> dict[str, Any]:
         otherwise the one of the config, and BN for SyncBN.
 
     Raises:
-        LaunchError: If the user's options put something else where one of these belongs.
+        ToolError: If the user's options put something else where one of these belongs.
     """
     options = {'env_cfg.dist_cfg.backend': 'gloo'}
     wrapper = cfg.get('model_wrapper_cfg')
@@ -200,7 +141,7 @@ def cpu_options(cfg: dict, given: dict[str, Any]) -> dict[str, Any]:
     for key in list(options):
         for parent in missing_parents(cfg, key):
             if parent in given:
-                raise LaunchError(
+                raise ToolError(
                     f'--cfg-options: {parent}={given[parent]} leaves no room for {key}, which a '
                     'distributed run without a GPU needs; leave it out'
                 )
@@ -236,14 +177,14 @@ def check_cpu_launch(launcher: str) -> None:
     """Check that processes without an accelerator were started by torchrun.
 
     Raises:
-        LaunchError: If the launcher is another one or its environment is missing.
+        ToolError: If the launcher is another one or its environment is missing.
     """
     if launcher != 'pytorch':
-        raise LaunchError(f'--launcher: expected pytorch where there is no GPU, got {launcher}')
+        raise ToolError(f'--launcher: expected pytorch where there is no GPU, got {launcher}')
     needed = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
     missing = [name for name in needed if name not in os.environ]
     if missing:
-        raise LaunchError(
+        raise ToolError(
             f'--launcher pytorch: {", ".join(missing)} not in the environment; start the processes '
             'by tools/dist_train.sh, tools/dist_test.sh or torchrun'
         )
@@ -257,7 +198,7 @@ def check_amp(cfg: dict, amp: bool) -> None:
         amp: Whether --amp is given.
 
     Raises:
-        LaunchError: If --amp or the config asks for mixed precision where mmengine refuses it.
+        ToolError: If --amp or the config asks for mixed precision where mmengine refuses it.
     """
     from mmengine.device import get_device
 
@@ -271,7 +212,7 @@ def check_amp(cfg: dict, amp: bool) -> None:
     if in_config:
         what = 'CONFIG: optim_wrapper.type=AmpOptimWrapper'
         remedy = 'make it OptimWrapper, without loss_scale and dtype'
-    raise LaunchError(
+    raise ToolError(
         f'{what}: mmengine trains in mixed precision on {", ".join(AMP_DEVICES)} alone, and models '
         f'run on {device} here; to train in float32, {remedy}'
     )
@@ -309,7 +250,7 @@ def process_group(settings: dict | None) -> Iterator[None]:
 
 
 def prepare(tool: str, arguments: list[str]) -> tuple[Path, list[str], dict | None]:
-    """Import sapa_mm, find the framework's script, and add the options that a CPU needs.
+    """Find the framework's script, and add the options that a CPU needs.
 
     Args:
         tool: 'train' or 'test'.
@@ -319,12 +260,12 @@ def prepare(tool: str, arguments: list[str]) -> tuple[Path, list[str], dict | No
         The script, its arguments, and the settings for `process_group`.
 
     Raises:
-        LaunchError: If the arguments or the installation do not allow it.
+        ToolError: If the arguments or the installation do not allow it.
     """
     name, rest = split_arguments(arguments)
     path = find_config(name)
     if importlib.util.find_spec('mmengine') is None:
-        raise LaunchError('mmengine is not installed: pip install mmengine==0.10.7')
+        raise ToolError('mmengine is not installed: pip install mmengine==0.10.7')
     from mmengine.config import Config
 
     options = read_options(rest)
@@ -332,16 +273,13 @@ def prepare(tool: str, arguments: list[str]) -> tuple[Path, list[str], dict | No
     cfg.merge_from_dict(options.cfg_options)
     scope = cfg.get('default_scope')
     if scope not in FRAMEWORKS:
-        raise LaunchError(
+        raise ToolError(
             f'CONFIG: expected default_scope {" or ".join(map(repr, FRAMEWORKS))} in {path}, '
             f'got {scope!r}; --cfg-options default_scope=mmseg can give it'
         )
     if tool == 'train':
         check_amp(cfg, options.amp)
     script = find_script(scope, tool)
-    if importlib.util.find_spec('sapa_mm') is None:
-        raise LaunchError('sapa_mm is not installed: pip install -e . in its checkout')
-    importlib.import_module('sapa_mm')
 
     if options.launcher == 'none' or not without_accelerator():
         return script, [str(path), *rest], None
@@ -355,12 +293,12 @@ def prepare(tool: str, arguments: list[str]) -> tuple[Path, list[str], dict | No
     return script, [str(path), *rest], cfg.env_cfg.dist_cfg
 
 
-def show_help(tool: str) -> None:
+def show_help(tool: str, prog: str) -> None:
     """Print what ``tool`` ('train' or 'test') does and takes."""
-    names = {'prog': f'tools/{tool}.py', 'tool': tool}
+    names = {'prog': prog, 'tool': tool}
     positionals = 'CONFIG CHECKPOINT' if tool == 'test' else 'CONFIG'
     argparse.ArgumentParser(
-        prog=names['prog'],
+        prog=prog,
         usage=f"%(prog)s {positionals} [arguments of the framework's own {tool}.py]",
         description=f'Run the {tool}.py of mmsegmentation or mmdetection with sapa_mm registered.',
         epilog=EPILOG % {**names, 'examples': EXAMPLES[tool] % names},
@@ -369,21 +307,36 @@ def show_help(tool: str) -> None:
     ).print_help()
 
 
-def main(tool: str) -> None:
-    """Run ``tool`` ('train' or 'test') with the command line of this process."""
-    arguments = sys.argv[1:]
-    if arguments in (['-h'], ['--help']):
-        show_help(tool)
-        return
-    try:
-        script, arguments, settings = prepare(tool, arguments)
-    except LaunchError as error:
-        print(f'tools/{tool}.py: error: {error}\nSee tools/{tool}.py --help.', file=sys.stderr)
-        sys.exit(2)
+def main(tool: str, argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Run the framework's script for ``tool``, 'train' or 'test'.
 
-    # The files beside this one must not shadow modules that the framework imports.
-    folder = str(Path(__file__).resolve().parent)
+    Args:
+        tool: Which.
+        argv: Arguments. Default: those of this process.
+        prog: What the user calls it. Default: the script in tools/.
+
+    Raises:
+        ToolError: If the arguments or the installation do not allow it.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    prog = prog or f'tools/{tool}.py'
+    if arguments in (['-h'], ['--help']):
+        show_help(tool, prog)
+        return
+    script, arguments, settings = prepare(tool, arguments)
+    # The scripts beside tools/train.py must not shadow modules that the framework imports.
+    folder = os.path.realpath(os.path.dirname(sys.argv[0]))
     sys.path[:] = [path for path in sys.path if os.path.realpath(path or '.') != folder]
     sys.argv = [str(script), *arguments]
     with process_group(settings):
         runpy.run_path(str(script), run_name='__main__')
+
+
+def train(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Train by the framework's train.py; see `main`."""
+    main('train', argv, prog)
+
+
+def test(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Test by the framework's test.py; see `main`."""
+    main('test', argv, prog)

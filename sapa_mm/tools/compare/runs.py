@@ -15,11 +15,11 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from _configs import read_config
-from _launch import LaunchError
-from _output import write_atomically
+from ..configs import own_script, read_config
+from ..errors import ToolError
+from ..logs import last_metrics
+from ..output import write_json
 
-TOOLS = Path(__file__).parent
 ITERATION = re.compile(r'Iter\(train\)\s+\[\s*(\d+)/(\d+)\]')
 EPOCH = re.compile(r'Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\]')
 GPU_MEMORY = re.compile(r'\bmemory: (\d+)')
@@ -58,14 +58,14 @@ class Run:
             one, what `execute` measured.
 
         Raises:
-            LaunchError: The folder holds a run of another config.
+            ToolError: The folder holds a run of another config.
         """
         path = self.folder / 'run.json'
         if not path.is_file():
             return {'fingerprint': self.fingerprint, 'memory': 0}
         state = json.loads(path.read_text())
         if state['fingerprint'] != self.fingerprint:
-            raise LaunchError(
+            raise ToolError(
                 f'{self.folder} holds a run of another config or other options; give another '
                 '--work-dir, or delete that folder'
             )
@@ -73,14 +73,13 @@ class Run:
 
     def keep(self, state: dict) -> None:
         """Write what is known."""
-        text = json.dumps(state, indent=2) + '\n'
-        write_atomically(self.folder / 'run.json', lambda part: part.write_text(text))
+        write_json(self.folder / 'run.json', state)
 
     def result(self) -> dict | None:
         """The state of a finished run, or None.
 
         Raises:
-            LaunchError: The folder holds a run of another config.
+            ToolError: The folder holds a run of another config.
         """
         state = self.state()
         return state if 'metrics' in state else None
@@ -95,7 +94,7 @@ def plan(configs: Mapping[str, Path], seeds: Sequence[int], work: Path) -> list[
         work: Folder of the comparison.
 
     Raises:
-        LaunchError: A config cannot be read, or a folder holds a run of another one.
+        ToolError: A config cannot be read, or a folder holds a run of another one.
     """
     runs = []
     for name, path in configs.items():
@@ -109,7 +108,7 @@ def plan(configs: Mapping[str, Path], seeds: Sequence[int], work: Path) -> list[
 
 def command(tool: str, run: Run, *arguments: str, folder: Path) -> list[str]:
     """The command line of this project's train.py or test.py."""
-    script = [sys.executable, '-W', 'ignore', str(TOOLS / f'{tool}.py'), str(run.config)]
+    script = [sys.executable, '-W', 'ignore', str(own_script(tool)), str(run.config)]
     options = ['--work-dir', str(folder), '--cfg-options', f'randomness.seed={run.seed}']
     return [*script, *arguments, *options]
 
@@ -119,13 +118,13 @@ def locked(folder: Path) -> Iterator[int]:
     """Hold a run's folder, together with every process that inherits the descriptor.
 
     Raises:
-        LaunchError: A process, be it of a comparison that was killed, still works there.
+        ToolError: A process, be it of a comparison that was killed, still works there.
     """
     with open(folder / '.lock', 'w') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise LaunchError(f'{folder}: another process still works there') from error
+            raise ToolError(f'{folder}: another process still works there') from error
         yield file.fileno()
 
 
@@ -160,7 +159,7 @@ def stream(
         The most memory that it had, in bytes.
 
     Raises:
-        LaunchError: It failed; the message has the end of its log.
+        ToolError: It failed; the message has the end of its log.
     """
     with open(log, 'a', buffering=1) as file:  # by lines
         file.write(f'$ {shlex.join(arguments)}\n')
@@ -183,19 +182,8 @@ def stream(
         running.discard(process)
     if process.returncode:
         tail = ''.join(log.read_text(errors='replace').splitlines(keepends=True)[-15:])
-        raise LaunchError(f'failed with status {process.returncode}; the end of {log}:\n{tail}')
+        raise ToolError(f'failed with status {process.returncode}; the end of {log}:\n{tail}')
     return usage.ru_maxrss * 1024
-
-
-def last_metrics(folder: Path) -> dict[str, float]:
-    """What the last test in a folder measured."""
-    for path in sorted(folder.glob('*/*.json'), reverse=True):
-        lines = path.read_text().splitlines()
-        if lines:
-            record = json.loads(lines[-1])
-            record.pop('data_time', None), record.pop('time', None)
-            return {key: value for key, value in record.items() if isinstance(value, (int, float))}
-    raise LaunchError(f'{folder} holds no result of a test')
 
 
 def iteration_seconds(folder: Path) -> float | None:
@@ -231,7 +219,7 @@ def execute(
         its name in the run's folder.
 
     Raises:
-        LaunchError: Training or test failed or was stopped.
+        ToolError: Training or test failed or was stopped.
     """
     from mmengine.runner import find_latest_checkpoint
 
@@ -256,9 +244,9 @@ def execute(
         run.keep(state)
         checkpoint = find_latest_checkpoint(str(run.folder))
         if checkpoint is None:
-            raise LaunchError(f'{run.folder}: training left no checkpoint')
+            raise ToolError(f'{run.folder}: training left no checkpoint')
         if stopped.is_set():
-            raise LaunchError('stopped')
+            raise ToolError('stopped')
         tested = run.folder / 'test'
         test = command('test', run, checkpoint, folder=tested)
         stream(test, log, env, lock, lambda line: None, running)

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import importlib
-import json
 import os
 import statistics
 import sys
@@ -11,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from _benchmark_candidates import BILINEAR, OURS, PASSES, Shape
-from _output import write_atomically
 
 import sapa_mm
+
+from ..output import markdown_table, write_atomically
+from .candidates import BILINEAR, OURS, PASSES, Shape
 
 
 def environment(device: torch.device) -> dict[str, object]:
@@ -116,9 +116,7 @@ def print_table(rows: Sequence[dict]) -> None:
     head = ['dtype', 'layout', 'candidate']
     for label in PASSES:
         head += [label, 'of copy', 'x bilinear']
-    print('| ' + ' | '.join(head) + ' |')
-    print('|' + ' --- |' * len(head))
-    firsts = []
+    lines, firsts = [], []
     for (dtype, layout), members in groups(rows).items():
         ours = next(row for row in members if row['candidate'] == OURS)
         for row in members:
@@ -126,9 +124,10 @@ def print_table(rows: Sequence[dict]) -> None:
             for label in PASSES:
                 same = label != PASSES[0] and row[label] == row[PASSES[0]]  # reason
                 line += ['-'] * 3 if same else cells(row[label], ours[label])
-            print('| ' + ' | '.join(line) + ' |')
+            lines.append(line)
         calls = [f'{seconds:.2f} s {label}' for label, seconds in ours['first_call_s'].items()]
         firsts.append(f'{dtype} {layout} {", ".join(calls) or "none"}')
+    print(markdown_table(head, lines))
     print(f'\nFirst calls of {OURS} (compilation, tuning): {"; ".join(firsts)}.\n')
 
 
@@ -143,9 +142,7 @@ def print_totals(shapes: Sequence[Shape], rows: Sequence[dict]) -> None:
     if not steps:
         return
     print(f'All {sum(steps.values())} steps of SegFormer together:\n')
-    head = ['dtype', 'layout', 'candidate', *PASSES]
-    print('| ' + ' | '.join(head) + ' |')
-    print('|' + ' --- |' * len(head))
+    lines = []
     for (dtype, layout), members in groups([r for r in rows if r['shape'] in steps]).items():
         for name in dict.fromkeys(row['candidate'] for row in members):
             line = [dtype, layout, name]
@@ -156,14 +153,8 @@ def print_totals(shapes: Sequence[Shape], rows: Sequence[dict]) -> None:
                     if row['candidate'] == name and 'ms' in row[label]
                 ]
                 line.append(milliseconds(sum(times)) if len(times) == len(steps) else '-')
-            print('| ' + ' | '.join(line) + ' |')
-    print()
-
-
-def write_json(path: Path, record: dict) -> None:
-    """Write a record."""
-    text = json.dumps(record, indent=2) + '\n'
-    write_atomically(path, lambda part: part.write_text(text))
+            lines.append(line)
+    print(markdown_table(['dtype', 'layout', 'candidate', *PASSES], lines), end='\n\n')
 
 
 def write_plot(path: Path, info: dict, rows: Sequence[dict]) -> None:

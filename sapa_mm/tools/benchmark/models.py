@@ -7,12 +7,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from _benchmark_report import milliseconds
-from _complexity_count import build, count
-from _configs import read_config, reason
-from _launch import LaunchError
 
 import sapa_mm  # noqa: F401  registers what configs name
+
+from ..complexity.count import build, count
+from ..configs import read_config, reason
+from ..errors import ToolError
+from ..output import markdown_table
+from .report import milliseconds
 
 
 def compare(
@@ -37,7 +39,7 @@ def compare(
         A row for each.
 
     Raises:
-        LaunchError: A config that cannot be read, or whose model cannot be built or run.
+        ToolError: A config that cannot be read, or whose model cannot be built or run.
     """
     configs = [read_config(name) for name in names]
     images = torch.randn(batch, 3, *size, device=device)
@@ -54,7 +56,7 @@ def compare(
                 samples = [DetDataSample(metainfo=meta) for _ in range(batch)]
             calls.append(partial(build(cfg).to(device), images, samples, mode='predict'))
         except Exception as error:  # of whatever kind: the model is the user's
-            raise LaunchError(f'{name}: {reason(error)}') from error
+            raise ToolError(f'{name}: {reason(error)}') from error
     times: list[list[float]] = [[] for _ in calls]
     with torch.no_grad():
         for i in range(rounds + 1):
@@ -62,7 +64,7 @@ def compare(
                 try:
                     found, _ = seconds(call)
                 except Exception as error:
-                    raise LaunchError(f'{name}: {reason(error)}') from error
+                    raise ToolError(f'{name}: {reason(error)}') from error
                 if i:  # the first round warms up
                     taken.append(found)
                 print(f'[{i}/{rounds}] {name}', file=sys.stderr, flush=True)
@@ -84,11 +86,13 @@ def compare(
 
 def table(rows: Sequence[dict]) -> str:
     """The rows in Markdown."""
-    lines = ['| model | parameters | GFLOPs | ms |', '| --- | ---: | ---: | ---: |']
-    lines += [
-        f'| {Path(row["config"]).stem} | {row["parameters"]:,} '
-        f'| {row["flops"] / 1e9:.1f} ({row["flops_over_first"]:.2f}x) '
-        f'| {milliseconds(row["ms"])} ({row["time_over_first"]:.2f}x) |'
+    cells = [
+        [
+            Path(row['config']).stem,
+            f'{row["parameters"]:,}',
+            f'{row["flops"] / 1e9:.1f} ({row["flops_over_first"]:.2f}x)',
+            f'{milliseconds(row["ms"])} ({row["time_over_first"]:.2f}x)',
+        ]
         for row in rows
     ]
-    return '\n'.join(lines)
+    return markdown_table(['model', 'parameters', 'GFLOPs', 'ms'], cells, texts=1)

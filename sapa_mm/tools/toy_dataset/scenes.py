@@ -10,7 +10,11 @@ from collections.abc import Callable
 
 import numpy as np
 import skimage.data
-from _toy_shapes import (
+from PIL import Image
+from scipy import ndimage
+from skimage import color
+
+from .shapes import (
     Polygons,
     Shape,
     coverage,
@@ -23,9 +27,6 @@ from _toy_shapes import (
     draw_vase,
     ellipse,
 )
-from PIL import Image
-from scipy import ndimage
-from skimage import color
 
 MIN_AREA = 16  # visible pixels below which an instance becomes unlabelled
 

@@ -7,17 +7,18 @@ and configs in configs/_base_; the constants are the papers' cells.
 import copy
 import dataclasses
 import warnings
-from pathlib import Path
 
 import torch
-from _complexity_count import Size, count_parameters, find_steps, recording, takes
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from sapa_mm.upsamplers import build_upsampler
 
-BASE = Path(__file__).resolve().parents[1] / 'configs' / '_base_'
+from ..configs import own_configs
+from .count import Size, count_parameters, find_steps, recording, takes
+
+BASE = own_configs() / '_base_'
 SUFFIXES = {'K': 10**3, 'M': 10**6}
 # Kinds of figures, and what they are counted in.
 UNITS = {

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from _output import write_atomically
 from markdown_it import MarkdownIt
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+
+from ..output import markdown_table, write_atomically, write_text
 
 # Metrics that the table shows, in this order, where the test gives them.
 METRICS = {
@@ -59,12 +60,12 @@ def shown_metrics(variants: Sequence[Variant]) -> list[str]:
     return [name for name in METRICS if found and all(name in metrics for metrics in found)]
 
 
-def main_table(variants: Sequence[Variant]) -> list[str]:
-    """The lines of the table of means and costs."""
+def main_table(variants: Sequence[Variant]) -> str:
+    """The table of means and costs."""
     metrics = shown_metrics(variants)
     heads = ['upsampler', 'seeds', *(METRICS[name] for name in metrics)]
     heads += ['parameters', 'GFLOPs', 'latency', 'training memory', 'iteration']
-    lines = ['| ' + ' | '.join(heads) + ' |', '| --- |' + ' ---: |' * (len(heads) - 1)]
+    rows = []
     for v in variants:
         cells = [v.name, str(len(v.results))]
         cells += [mean_and_spread(values(v, name)) if v.results else '-' for name in metrics]
@@ -75,25 +76,25 @@ def main_table(variants: Sequence[Variant]) -> list[str]:
         seconds = [r['seconds'] for r in v.results.values() if r['seconds']]
         cells.append(f'{max(memory):,.0f} MiB' if memory else '-')
         cells.append(f'{statistics.median(seconds):.2f} s' if seconds else '-')
-        lines.append('| ' + ' | '.join(cells) + ' |')
-    return lines
+        rows.append(cells)
+    return markdown_table(heads, rows, texts=1)
 
 
-def seeds_table(variants: Sequence[Variant], metric: str) -> list[str]:
-    """The lines of the table of one metric, a column a seed."""
+def seeds_table(variants: Sequence[Variant], metric: str) -> str:
+    """The table of one metric, a column a seed."""
     seeds = sorted({seed for v in variants for seed in v.results})
-    lines = [
-        f'| {METRICS[metric]} | ' + ' | '.join(f'seed {seed}' for seed in seeds) + ' |',
-        '| --- |' + ' ---: |' * len(seeds),
-    ]
     factor = PERCENT.get(metric, 1)
-    for v in variants:
-        cells = [
-            f'{factor * v.results[seed]["metrics"][metric]:.2f}' if seed in v.results else '-'
-            for seed in seeds
+    rows = [
+        [
+            v.name,
+            *(
+                f'{factor * v.results[seed]["metrics"][metric]:.2f}' if seed in v.results else '-'
+                for seed in seeds
+            ),
         ]
-        lines.append(f'| {v.name} | ' + ' | '.join(cells) + ' |')
-    return lines
+        for v in variants
+    ]
+    return markdown_table([METRICS[metric], *(f'seed {seed}' for seed in seeds)], rows, texts=1)
 
 
 def comparisons(variants: Sequence[Variant], metric: str) -> list[str]:
@@ -179,7 +180,7 @@ def write_report(
     lines = [f'# {title}', '']
     for note in notes:
         lines += [note, '']
-    lines += [*main_table(variants), '']
+    lines += [main_table(variants), '']
     files = []
     if metrics:
         path = folder / 'accuracy_over_cost.png'
@@ -190,7 +191,7 @@ def write_report(
             lines += [*comparisons(variants, metric), '']
         lines += ['## Every seed', '']
         for metric in metrics:
-            lines += [*seeds_table(variants, metric), '']
+            lines += [seeds_table(variants, metric), '']
     if pictures:
         lines += ['## Predictions', '', '![Images and predictions side by side](pictures.png)', '']
     text = '\n'.join(lines)
@@ -200,6 +201,6 @@ def write_report(
         f'<style>{STYLE}</style></head>\n<body>\n{body}</body></html>\n'
     )
     for name, content in (('report.md', text), ('report.html', page)):
-        write_atomically(folder / name, lambda part, content=content: part.write_text(content))
+        write_text(folder / name, content)
         files.append(folder / name)
     return files

@@ -1,9 +1,10 @@
 """Types of command line arguments that several tools take."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # importing it takes a second: not for tools that take no device
+if TYPE_CHECKING:
     import torch
 
 
@@ -33,3 +34,28 @@ def usable_device(text: str) -> 'torch.device':
             f'expected a device that is there, got {text} of {torch.cuda.device_count()} GPUs'
         )
     return device
+
+
+def output_file(text: str) -> Path:
+    """Parse the path of a file that can be made."""
+    path = Path(text)
+    if not path.parent.is_dir() or path.is_dir():
+        raise argparse.ArgumentTypeError(f'expected a file in an existing folder, got {text}')
+    return path
+
+
+def picture(text: str) -> Path:
+    """Parse the file of a picture, whose suffix gives a format that matplotlib writes."""
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError as error:
+        raise argparse.ArgumentTypeError(
+            f'needs matplotlib ({error}): pip install matplotlib'
+        ) from error
+    path = output_file(text)
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix('.') not in known:
+        raise argparse.ArgumentTypeError(
+            f'expected a file that ends in one of {", ".join(sorted(known))}, got {path}'
+        )
+    return path

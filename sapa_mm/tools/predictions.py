@@ -5,7 +5,6 @@ from pathlib import Path
 
 import mmcv
 import numpy as np
-from _output import write_atomically
 from matplotlib import colormaps
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
@@ -14,6 +13,8 @@ from mmengine.structures import BaseDataElement
 
 import sapa_mm  # noqa: F401  registers what configs name
 from sapa_mm.visualization import draw_pictures, draw_segmentations
+
+from .output import write_atomically
 
 Models = Mapping[str, tuple[Config, str]]
 

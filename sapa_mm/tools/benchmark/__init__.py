@@ -1,0 +1,5 @@
+"""Times the operators and whole models."""
+
+from .command import main
+
+__all__ = ['main']

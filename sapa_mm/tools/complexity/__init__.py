@@ -1,0 +1,5 @@
+"""Counts parameters and FLOPs."""
+
+from .command import main
+
+__all__ = ['main']

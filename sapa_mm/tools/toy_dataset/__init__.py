@@ -1,0 +1,5 @@
+"""Makes the toy data."""
+
+from .command import main
+
+__all__ = ['main']

@@ -1,0 +1,414 @@
+"""Make a small dataset for segmentation and detection in which boundaries matter.
+
+Spoked wheels, torn kites, thin chairs and leafy plants, filled with photographs' textures, stand
+before cluttered backgrounds. The same scenes are written in the layout of ADE20K, for
+mmsegmentation, and in that of COCO, for mmdetection; no download is needed.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import glob
+import io
+import json
+import os
+import secrets
+import shutil
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from .scenes import BACKGROUNDS, OBJECTS, Scene, render_scene
+from .shapes import mask_to_polygons
+
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows: leftovers of a killed run stay there
+    fcntl = None
+
+MARKER = 'toy_dataset.json'
+LAYOUTS = ('ade', 'coco')
+SIZES = (64, 2048)
+COCO_NAMES = (
+    'person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,'
+    'stop sign,parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,'
+    'backpack,umbrella,handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,'
+    'baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,cup,fork,knife,spoon,'
+    'bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,'
+    'potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,'
+    'oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush'
+).split(',')
+# COCO numbers its 80 classes up to 90.
+COCO_IDS = [k for k in range(1, 91) if k not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}]
+
+
+class StopRequested(BaseException):
+    """A signal asked the program to stop.
+
+    Args:
+        signum: The signal's number.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class StopSignals:
+    """Note SIGINT and SIGTERM, so that the work stops between two images and at no other place."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> 'StopSignals':
+        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, _frame: object) -> None:
+        self.received = self.received or signum
+
+    def check(self) -> None:
+        """Raise StopRequested if a signal came."""
+        if self.received is not None:
+            raise StopRequested(self.received)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to generate.
+
+    Args:
+        num_train: Training images, at least 1.
+        num_val: Validation images, at least 1.
+        size: Height and width of the images in pixels, 64 to 2048 each.
+        seed: Seed, at least 0.
+        layouts: Some of 'ade' and 'coco'.
+
+    Raises:
+        TypeError: If a number is not an integer.
+        ValueError: If a value is out of range.
+    """
+
+    num_train: int = 240
+    num_val: int = 60
+    size: tuple[int, int] = (160, 160)
+    seed: int = 0
+    layouts: tuple[str, ...] = LAYOUTS
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 2:
+            raise ValueError(f'size must be a height and a width, got {self.size}')
+        limits = [('num_train', self.num_train, 1), ('num_val', self.num_val, 1)]
+        limits += [('seed', self.seed, 0), *(('size', side, SIZES[0]) for side in self.size)]
+        for name, value, least in limits:
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f'{name} must be an integer, got {value!r}')
+            if value < least:
+                raise ValueError(f'{name} must be at least {least}, got {value}')
+        if max(self.size) > SIZES[1]:
+            raise ValueError(f'size must be at most {SIZES[1]}, got {max(self.size)}')
+        unknown = set(self.layouts) - set(LAYOUTS)
+        if unknown or not self.layouts:
+            raise ValueError(f'layouts must be some of {LAYOUTS}, got {self.layouts}')
+
+
+@dataclasses.dataclass
+class Statistics:
+    """Counts over the written scenes: images a split, pixels by ADE index, objects by name."""
+
+    images: Counter = dataclasses.field(default_factory=Counter)
+    pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
+    instances: Counter = dataclasses.field(default_factory=Counter)
+
+    def add(self, split: str, scene: Scene) -> None:
+        """Count one scene of the split 'train' or 'val'."""
+        self.images[split] += 1
+        self.pixels += np.bincount(scene.labels.ravel(), minlength=256)
+        self.instances.update((split, name) for name, _ in scene.instances)
+
+
+def _coco_annotation(identity: int, image_id: int, name: str, mask: np.ndarray) -> dict:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    corner = (columns[0], rows[0])
+    extent = (columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0])
+    return {
+        'id': identity,
+        'image_id': image_id,
+        'category_id': COCO_IDS[COCO_NAMES.index(name)],
+        'iscrowd': 0,
+        'area': int(mask.sum()),
+        'bbox': [float(value) for value in (*corner, *extent)],
+        'segmentation': mask_to_polygons(mask),
+    }
+
+
+def _write_split(root: Path, split: str, options: Options, scenes: Iterable[Scene]) -> None:
+    """Write the images and annotations of the split 'train' or 'val'."""
+    ade_split = {'train': 'training', 'val': 'validation'}[split]
+    ade_images = root / 'ade' / 'images' / ade_split
+    ade_labels = root / 'ade' / 'annotations' / ade_split
+    coco_images = root / 'coco' / f'{split}2017'
+    coco_file = root / 'coco' / 'annotations' / f'instances_{split}2017.json'
+    if 'ade' in options.layouts:
+        ade_images.mkdir(parents=True)
+        ade_labels.mkdir(parents=True)
+    if 'coco' in options.layouts:
+        coco_images.mkdir(parents=True)
+        coco_file.parent.mkdir(exist_ok=True)
+
+    height, width = options.size
+    images, annotations = [], []
+    for k, scene in enumerate(scenes, 1):
+        buffer = io.BytesIO()
+        # Without chroma subsampling, which would smear colours across the boundaries.
+        Image.fromarray(scene.image).save(buffer, 'JPEG', quality=95, subsampling=0)
+        if 'ade' in options.layouts:
+            name = f'ADE_{split}_{k:08d}'
+            (ade_images / f'{name}.jpg').write_bytes(buffer.getvalue())
+            Image.fromarray(scene.labels).save(ade_labels / f'{name}.png')
+        if 'coco' in options.layouts:
+            name = f'{k:012d}.jpg'
+            (coco_images / name).write_bytes(buffer.getvalue())
+            images.append({'id': k, 'file_name': name, 'height': height, 'width': width})
+            for label, mask in scene.instances:
+                annotations.append(_coco_annotation(len(annotations) + 1, k, label, mask))
+    if 'coco' in options.layouts:
+        content = {
+            'info': {'description': f'sapa_mm toy dataset, {split}, seed {options.seed}'},
+            'licenses': [],
+            'images': images,
+            'annotations': annotations,
+            'categories': [
+                {'id': k, 'name': name} for k, name in zip(COCO_IDS, COCO_NAMES, strict=True)
+            ],
+        }
+        coco_file.write_text(json.dumps(content))
+
+
+def _try_lock(folder: Path, wait: bool = False) -> int | None:
+    """Lock a folder; return its descriptor, or None if it is taken or can't be locked."""
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other runs of this tool from changing what lies in the folder."""
+    descriptor = _try_lock(folder, wait=True)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _tidy(out: Path) -> None:
+    """Undo what killed runs left: put a half replaced dataset back, remove dead build folders."""
+    backup = out.parent / f'.{out.name}.old'
+    if backup.exists():
+        if out.exists():
+            shutil.rmtree(backup)
+        else:
+            backup.rename(out)
+    for build in out.parent.glob(f'.{glob.escape(out.name)}.building-*'):
+        descriptor = _try_lock(build)  # a live run holds its own
+        if descriptor is not None:
+            shutil.rmtree(build, ignore_errors=True)
+            os.close(descriptor)
+
+
+def _check_out(out: Path, force: bool) -> None:
+    """Raise FileExistsError if `out` may not be written or replaced."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / MARKER).is_file():
+        raise FileExistsError(
+            f'--out {out} exists and was not made by this tool: remove it or name another folder'
+        )
+    if not force:
+        raise FileExistsError(
+            f'--out {out} exists: pass --force to replace it or name another folder'
+        )
+
+
+@contextlib.contextmanager
+def _replacing(out: Path, force: bool) -> Iterator[Path]:
+    """Give a folder to build in, which takes the place of `out` if all goes well."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    build = out.parent / f'.{out.name}.building-{secrets.token_hex(4)}'
+    backup = out.parent / f'.{out.name}.old'
+    lock = None
+    try:
+        with _locked(out.parent):
+            _tidy(out)
+            _check_out(out, force)
+            build.mkdir()
+            lock = _try_lock(build)
+        yield build
+        with _locked(out.parent):
+            _check_out(out, force)
+            if out.exists():
+                out.rename(backup)
+            try:
+                build.rename(out)
+            except OSError:
+                if backup.exists():
+                    backup.rename(out)
+                raise
+            if backup.exists():
+                shutil.rmtree(backup, ignore_errors=True)
+    finally:
+        shutil.rmtree(build, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def make_dataset(
+    out: str | os.PathLike,
+    options: Options,
+    force: bool = False,
+    check: Callable[[], None] | None = None,
+    console: Console | None = None,
+) -> Statistics:
+    """Generate the dataset.
+
+    It is built in a hidden folder beside `out` and renamed at the end. Whatever goes wrong
+    before, nothing new is left and an older dataset stays as it was.
+
+    Args:
+        out: Folder to make.
+        options: What to generate.
+        force: Replace a dataset that this tool made before.
+        check: Called before every image; what it raises ends the work. Default: nothing.
+        console: Where to show progress. Default: standard output.
+
+    Returns:
+        What was written.
+
+    Raises:
+        FileExistsError: If `out` is not empty, unless it was made by this tool and `force` is
+            given.
+    """
+    out = Path(out).resolve()
+    _check_out(out, force)
+    counts = Statistics()
+    with _replacing(out, force) as build:
+
+        def render(split: str, number: int) -> Iterator[Scene]:
+            for k in track(range(number), f'{split} images', console=console):
+                if check is not None:
+                    check()
+                rng = np.random.default_rng([options.seed, int(split == 'val'), k])
+                scene = render_scene(rng, options.size)
+                counts.add(split, scene)
+                yield scene
+
+        for split, number in (('train', options.num_train), ('val', options.num_val)):
+            _write_split(build, split, options, render(split, number))
+        (build / MARKER).write_text(json.dumps(dataclasses.asdict(options), indent=2) + '\n')
+    return counts
+
+
+def print_summary(out: Path, options: Options, counts: Statistics, console: Console) -> None:
+    """Print the classes with their shares, and the folders to name in configs."""
+    shares = 100 * counts.pixels / counts.pixels.sum()
+    height, width = options.size
+    table = Table(
+        title=f'{counts.images["train"]} training and {counts.images["val"]} validation images '
+        f'of {height}x{width} pixels'
+    )
+    for heading in ('ADE20K', 'COCO'):
+        table.add_column(heading)
+    for heading in ('pixels %', 'objects: train', 'val'):
+        table.add_column(heading, justify='right')
+    for kind in BACKGROUNDS.values():
+        name = f'{kind.ade_index} {kind.ade_name}'
+        table.add_row(name, '', f'{shares[kind.ade_index]:.2f}', '', '')
+    for kind in OBJECTS:
+        coco_id = COCO_IDS[COCO_NAMES.index(kind.coco_name)]
+        numbers = [str(counts.instances[split, kind.coco_name]) for split in ('train', 'val')]
+        table.add_row(
+            f'{kind.ade_index} {kind.ade_name}',
+            f'{coco_id} {kind.coco_name}',
+            f'{shares[kind.ade_index]:.2f}',
+            *numbers,
+        )
+    table.add_row('0 unlabelled', '', f'{shares[0]:.2f}', '', '')
+    console.print(table)
+    for layout, framework in (('ade', 'mmsegmentation'), ('coco', 'mmdetection')):
+        if layout in options.layouts:
+            line = f"{framework}: data_root='{out / layout}/'"
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def parse_args(
+    argv: Sequence[str] | None = None, prog: str | None = None
+) -> tuple[argparse.Namespace, Options]:
+    """Read the command line; invalid options end the program with status 2."""
+    parser = argparse.ArgumentParser(
+        prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add('--out', required=True, type=Path, help='folder to make, for example data/toy')
+    add('--num-train', type=int, default=240, metavar='N', help='training images (240)')
+    add('--num-val', type=int, default=60, metavar='N', help='validation images (60)')
+    add(
+        '--size',
+        type=int,
+        nargs='+',
+        default=[160],
+        metavar='PIXELS',
+        help=f'height and width, or one number for both, {SIZES[0]} to {SIZES[1]} (160)',
+    )
+    add(
+        '--seed',
+        type=int,
+        default=0,
+        help='equal seeds and options give equal files; more images keep the earlier ones (0)',
+    )
+    add('--layouts', nargs='+', choices=LAYOUTS, default=LAYOUTS, help='what to write (both)')
+    add('--force', action='store_true', help='replace a dataset that this tool made in --out')
+    args = parser.parse_args(argv)
+    size = tuple(args.size * 2 if len(args.size) == 1 else args.size)
+    try:
+        layouts = tuple(dict.fromkeys(args.layouts))
+        options = Options(args.num_train, args.num_val, size, args.seed, layouts)
+    except ValueError as error:
+        parser.error(str(error))
+    return args, options
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the tool and return its exit status."""
+    args, options = parse_args(argv, prog)
+    console = Console()
+    with StopSignals() as signals:
+        try:
+            counts = make_dataset(args.out, options, args.force, signals.check, console)
+        except OSError as error:
+            print(f'make_toy_dataset: {error}', file=sys.stderr)
+            return 1
+        except StopRequested as stop:
+            print(f'make_toy_dataset: {stop}: {args.out} is as it was before', file=sys.stderr)
+            return 128 + stop.signum
+    print_summary(args.out, options, counts, console)
+    return 0
