@@ -6,6 +6,7 @@ testing, resuming and ``load_from`` would fail. Only those names are added to th
 that names anything else is still refused before anything in it runs.
 """
 
+import functools
 import pickle
 from collections.abc import Callable
 
@@ -90,12 +91,24 @@ def allow_mmengine_checkpoints() -> None:
 def add_config_scope() -> None:
     """Let ``_base_ = 'sapa_mm::...'`` and mmengine's ``get_config`` find this package's configs.
 
-    mmengine keeps a table of the packages that it looks for, by the scope before the ``::``. Needs
-    mmengine.
+    mmengine keeps a table of the packages that it looks for, by the name before the ``::``, and
+    builds what such a base names in the registries of that name. This package has none of its own:
+    what its configs name is built in those of the config's ``default_scope``. Needs mmengine.
     """
+    from mmengine.config import Config
     from mmengine.config.utils import MODULE2PACKAGE
 
+    if 'sapa_mm' in MODULE2PACKAGE:
+        return
     # A module of the package in place of the distribution's name: mmengine then asks where the
     # module lies, which is right for an editable install too, while a distribution's location is
     # that of its metadata.
     MODULE2PACKAGE['sapa_mm'] = f'{__package__}.version'
+    find = Config._get_cfg_path
+
+    @functools.wraps(find)
+    def find_without_scope(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        path, scope = find(cfg_path, filename)
+        return path, None if scope == 'sapa_mm' else scope
+
+    Config._get_cfg_path = staticmethod(find_without_scope)

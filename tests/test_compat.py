@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import load_checkpoint
 
@@ -303,3 +304,23 @@ def test_a_lookalike_of_history_buffer_is_refused():
     ):
         with pytest.raises(pickle.UnpicklingError, match='may take only'):
             compat.history_buffer_statistic(owner, name)
+
+
+# Configs by the name of this package
+
+
+def test_a_base_of_this_package_keeps_the_scope_of_the_config(tmp_path):
+    name = 'sapa/segformer_mit-t_sapa-g_1xb8-600_toy-160x160.py'
+    path = tmp_path / 'own.py'
+    path.write_text(f"_base_ = 'sapa_mm::{name}'\nval_evaluator = {{{{_base_.val_evaluator}}}}\n")
+    got = Config.fromfile(path).to_dict()
+    expected = Config.fromfile(Path(__file__).parents[1] / 'configs' / name).to_dict()
+    # In mmengine's own scheme the metric, which mmseg's base has not, would be sapa_mm's.
+    assert got == expected
+    assert [metric['type'] for metric in got['val_evaluator']] == ['IoUMetric', 'BoundaryIoU']
+
+
+def test_configs_of_other_packages_keep_theirs(tmp_path):
+    path = tmp_path / 'own.py'
+    path.write_text("_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\n")
+    assert Config.fromfile(path).model._scope_ == 'mmdet'

@@ -2,15 +2,13 @@
 
 import configparser
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
+from testing_wheel import ROOT, build_wheel
 
 # Makes top-level packages, or modules such as 'mmcv.ops', impossible to import.
 BLOCK = """
@@ -71,15 +69,7 @@ def test_every_package_is_listed():
 
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp('wheel')
-    command = [sys.executable, '-m', 'build', '--wheel', '--no-isolation', '--outdir', str(out)]
-    # A copy: what an earlier build left in the checkout must not get in.
-    copy = out / 'checkout'
-    skipped = shutil.ignore_patterns('.*', 'build', '*.egg-info', 'data', 'work_dirs')
-    shutil.copytree(ROOT, copy, ignore=skipped)
-    subprocess.run([*command, str(copy)], check=True, capture_output=True, timeout=300)
-    (path,) = out.glob('*.whl')
-    return path
+    return build_wheel(tmp_path_factory.mktemp('wheel'))
 
 
 def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
@@ -88,6 +78,23 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
     packages = {n.removesuffix('/__init__.py').replace('/', '.') for n in names if '/__init__' in n}
     assert packages == packages_on_disk()
     assert any(n.endswith('LICENSE') for n in names)
+
+
+def test_the_wheel_holds_every_config_and_tool(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder, suffixes in (('configs', ('.py', '.md', '.yml')), ('tools', ('.py',))):
+        files = {p.relative_to(ROOT) for p in (ROOT / folder).rglob('*') if p.suffix in suffixes}
+        expected = {f'sapa_mm/.mim/{p.as_posix()}' for p in files if '__pycache__' not in p.parts}
+        kept = {n for n in names if n.startswith(f'sapa_mm/.mim/{folder}/') and '.sh' not in n}
+        assert kept == expected
+    assert {'sapa_mm/.mim/model-index.yml', 'sapa_mm/py.typed'} <= names
+    assert 'sapa_mm/.mim/tools/dist_train.sh' in names
+
+
+def test_the_model_index_lists_every_family():
+    index = (ROOT / 'sapa_mm' / '.mim' / 'model-index.yml').read_text()
+    listed = {line.removeprefix('  - ') for line in index.splitlines()[1:]}
+    assert listed == {p.relative_to(ROOT).as_posix() for p in ROOT.glob('configs/*/metafile.yml')}
 
 
 def test_the_wheel_imports_outside_the_checkout(wheel, tmp_path):

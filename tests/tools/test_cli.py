@@ -1,0 +1,135 @@
+"""The command sapa-mm and the scripts in tools/, which are doors to the same functions."""
+
+import configparser
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+from testing_configs import ROOT
+
+import sapa_mm
+from sapa_mm.tools import cli, info
+
+TOOLS = ROOT / 'tools'
+# Each script and the tool that it opens.
+DOORS = {
+    path: text.partition("run('")[2].partition("'")[0]
+    for path in sorted(TOOLS.glob('*.py'))
+    if (text := path.read_text())
+}
+
+
+def python(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_help_lists_every_tool_with_a_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(['--help'])
+    assert stop.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, tool in cli.TOOLS.items():
+        assert [line.split(maxsplit=1)[1] for line in lines if line.split()[:1] == [name]] == [
+            tool.summary
+        ]
+
+
+@pytest.mark.parametrize('name', cli.TOOLS)
+def test_every_tool_explains_itself_under_the_name_that_was_typed(name, capsys):
+    try:
+        assert cli.main([name, '--help']) == 0  # train and test have no parser of their own
+    except SystemExit as stop:
+        assert stop.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f'usage: sapa-mm {name} ')
+    assert '%(prog)s' not in out
+
+
+def test_every_tool_but_info_has_a_door():
+    assert sorted(DOORS.values()) == sorted(set(cli.TOOLS) - {'info'})
+    assert all(len(path.read_text().splitlines()) <= 15 for path in DOORS)
+
+
+@pytest.mark.parametrize('door', DOORS, ids=lambda door: door.stem)
+def test_a_door_says_how_to_install_what_is_missing(door):
+    # Without site-packages there is no sapa_mm.
+    done = python('-S', door, '--help')
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"tools/{door.name}: No module named 'sapa_mm'; in the checkout: pip install -e .\n"
+    )
+
+
+def test_the_module_is_the_command():
+    done = python('-W', 'ignore', '-m', 'sapa_mm', '--version')
+    assert done.stdout == f'sapa_mm {sapa_mm.__version__}\n'
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / 'setup.cfg')
+    scripts = setup['options.entry_points']['console_scripts'].split('\n')
+    assert 'sapa-mm = sapa_mm.tools.cli:main' in scripts
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [(['trian'], "'trian'"), ([], 'TOOL')])
+def test_an_unknown_tool_is_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error and 'usage: sapa-mm TOOL' in error
+
+
+def test_a_users_mistake_is_told_without_a_traceback(capsys):
+    assert cli.main(['train', 'no/config.py']) == 2
+    assert capsys.readouterr().err == (
+        "sapa-mm train: error: CONFIG: no file 'no/config.py'\nSee sapa-mm train --help.\n"
+    )
+
+
+def test_a_missing_package_is_named_with_its_command():
+    code = (
+        'import sys; sys.modules["mmseg"] = sys.modules["mmcv"] = None; '
+        'from sapa_mm.tools import cli; sys.exit(cli.main(["visualize", "--help"]))'
+    )
+    done = python('-W', 'ignore', '-c', code)
+    assert done.returncode == 2
+    assert done.stderr == (
+        'sapa-mm visualize: error: mmcv is not installed: pip install "mmcv>=2.0,<2.2"\n'
+        'See sapa-mm visualize --help.\n'
+    )
+
+
+def test_importing_the_tools_imports_nothing_more():
+    code = (
+        'import sys, sapa_mm; before = set(sys.modules); import sapa_mm.tools.cli; '
+        'print(*(set(sys.modules) - before))'
+    )
+    done = python('-W', 'ignore', '-c', code)
+    new = {name for name in done.stdout.split() if not name.startswith('sapa_mm.tools')}
+    assert {name.partition('.')[0] for name in new} <= sys.stdlib_module_names
+
+
+# What a bug report needs
+
+
+def test_info_tells_the_versions_and_what_works(capsys):
+    info.main([])
+    lines = capsys.readouterr().out.splitlines()
+    assert f'sapa_mm {sapa_mm.__version__} in {ROOT / "sapa_mm"}' in lines
+    assert f'mmcv: mmcv {metadata.version("mmcv")}, with its operators' in lines
+    for package, distribution in {'mmseg': 'mmsegmentation', 'mmdet': 'mmdet'}.items():
+        assert f'{package}: {distribution} {metadata.version(distribution)}' in lines
+        assert f'train and test of {package}: yes' in lines
+    assert any(line.startswith('operators run on ') for line in lines)
+
+
+def test_info_says_why_something_does_not_work():
+    code = (
+        'import sys; sys.modules["mmcv.ops"] = None; sys.modules["triton"] = None; '
+        'from sapa_mm.tools import cli; sys.exit(cli.main(["info"]))'
+    )
+    done = python('-W', 'ignore', '-c', code)
+    assert done.returncode == 0, done.stderr
+    assert 'without its operators (ModuleNotFoundError: import of mmcv.ops halted' in done.stdout
+    assert 'train and test of mmseg: no: sapa_mm.segmentation needs mmsegmentation' in done.stdout
