@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,8 +69,8 @@ def find_config(name: str) -> Path:
             raise ToolError(f'CONFIG: no file {name!r}')
         return Path(name)
     if package not in CONFIG_PACKAGES:
-        known = ', '.join(CONFIG_PACKAGES)
-        raise ToolError(f'CONFIG: expected one of {known} before "::", got {name!r}')
+        listed = ', '.join(CONFIG_PACKAGES)
+        raise ToolError(f'CONFIG: expected one of {listed} before "::", got {name!r}')
     inner = inner if inner.endswith('.py') else f'{inner}.py'
     folders = packaged_folders(package, 'configs')
     for folder in folders:
@@ -107,6 +108,21 @@ def read_config(name: str) -> 'Config':
     if not cfg.get('model'):
         raise ToolError(f'CONFIG: expected a model in {name}, got none')
     return cfg
+
+
+def type_name(cfg: Mapping) -> str:
+    """The name of a config's ``type``, be it a class or a string with a scope; '' without one."""
+    kind = cfg.get('type', '')
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return name.rpartition('.')[2]
+
+
+def children(node: object) -> Iterator[tuple[object, object]]:
+    """The keys and values of a dict, or the indices and items of a list or tuple; else nothing."""
+    if isinstance(node, dict):
+        yield from node.items()
+    elif isinstance(node, (list, tuple)):
+        yield from enumerate(node)
 
 
 def reason(error: Exception) -> str:

@@ -17,7 +17,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .configs import FRAMEWORKS, find_config, package_folder, packaged_folders
+from .configs import (
+    FRAMEWORKS,
+    children,
+    find_config,
+    package_folder,
+    packaged_folders,
+    type_name,
+)
 from .errors import ToolError
 
 DDP = 'MMDistributedDataParallel'
@@ -95,17 +102,11 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
 
 def sync_bn_keys(node: Any, key: str) -> list[str]:
     """Return the dotted key of every dict of type SyncBN in ``node``, which ``key`` leads to."""
-    if isinstance(node, dict):
-        kind = node.get('type')
-        name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-        if name.rpartition('.')[2] in ('SyncBN', 'MMSyncBN', 'SyncBatchNorm'):
-            return [key]
-        children = node.items()
-    elif isinstance(node, list):
-        children = enumerate(node)
-    else:
-        return []
-    return [found for name, child in children for found in sync_bn_keys(child, f'{key}.{name}')]
+    if isinstance(node, dict) and type_name(node) in ('SyncBN', 'MMSyncBN', 'SyncBatchNorm'):
+        return [key]
+    return [
+        found for name, child in children(node) for found in sync_bn_keys(child, f'{key}.{name}')
+    ]
 
 
 def cpu_options(cfg: dict, given: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def cpu_options(cfg: dict, given: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ToolError: If the user's options put something else where one of these belongs.
     """
-    options = {'env_cfg.dist_cfg.backend': 'gloo'}
+    options: dict[str, Any] = {'env_cfg.dist_cfg.backend': 'gloo'}
     wrapper = cfg.get('model_wrapper_cfg')
     if not wrapper:
         # What mmengine itself passes when the config has no wrapper.
@@ -131,7 +132,7 @@ def cpu_options(cfg: dict, given: dict[str, Any]) -> dict[str, Any]:
             'model_wrapper_cfg.broadcast_buffers': False,
             'model_wrapper_cfg.find_unused_parameters': bool(cfg.get('find_unused_parameters')),
         }
-    if not wrapper or wrapper.get('type', DDP).rpartition('.')[2] == DDP:
+    if not wrapper or type_name({'type': DDP, **wrapper}) == DDP:
         options['model_wrapper_cfg.device_ids'] = None
     if cfg.get('sync_bn'):
         options['sync_bn'] = None
@@ -203,9 +204,7 @@ def check_amp(cfg: dict, amp: bool) -> None:
     from mmengine.device import get_device
 
     device = get_device()
-    kind = (cfg.get('optim_wrapper') or {}).get('type', '')
-    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    in_config = name.rpartition('.')[2] == 'AmpOptimWrapper'
+    in_config = type_name(cfg.get('optim_wrapper') or {}) == 'AmpOptimWrapper'
     if device in AMP_DEVICES or not (amp or in_config):
         return
     what, remedy = '--amp', 'leave it out'

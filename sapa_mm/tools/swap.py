@@ -15,10 +15,10 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .arguments import output_file
-from .configs import read_config, reason
+from .configs import children, read_config, reason, type_name
 from .errors import ToolError
 from .output import write_text
 from .presets import upsampler_config, upsampler_name, upsampler_names
@@ -61,16 +61,10 @@ class Change(NamedTuple):
 def find_hosts(node: object, path: str = 'model') -> Iterator[tuple[str, dict]]:
     """Every dict below ``node`` whose type upsamples, and where it is."""
     if isinstance(node, dict):
-        kind = node.get('type')
-        name = kind.rpartition('.')[2] if isinstance(kind, str) else ''
+        name = type_name(node) if isinstance(node.get('type'), str) else ''
         if name in HOSTS or name in HOSTS.values():
             yield path, node
-        children = node.items()
-    elif isinstance(node, (list, tuple)):
-        children = enumerate(node)
-    else:
-        return
-    for key, child in children:
+    for key, child in children(node):
         yield from find_hosts(child, f'{path}.{key}')
 
 
@@ -97,14 +91,15 @@ def place(overrides: dict, model: dict, path: str, override: dict) -> None:
 
     A list is written as a whole, which replaces the base's.
     """
-    node, base = overrides, {'model': model}
+    node: Any = overrides
+    base: Any = {'model': model}
     *parents, last = path.split('.')
     for key in parents:
         base = base[int(key)] if isinstance(base, list) else base[key]
         if isinstance(node, list):
             node = node[int(key)]
         else:
-            empty = copy.deepcopy(base) if isinstance(base, list) else {}
+            empty: dict | list = copy.deepcopy(base) if isinstance(base, list) else {}
             node = node.setdefault(key, empty)
     if isinstance(node, list):
         node[int(last)] = {**node[int(last)], **override}
