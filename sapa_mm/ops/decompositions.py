@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from .affiliation import _forward as point_affiliation
 from .assembly import _forward as assemble
+from .layout import accumulation_dtype, is_channels_last
 from .normalization import normalize
+from .parents import parents
 from .similarity import _forward as local_similarity
-from .window import accumulation_dtype, is_channels_last
 
 
 class _Windows:
@@ -36,8 +37,7 @@ class _Windows:
         self.kernel_size = kernel_size
         self.border = border
         rows, columns = (
-            torch.arange(h, device=low.device) * n // h
-            for h, n in zip(self.high_size, self.size, strict=True)
+            parents(h, n, low.device) for h, n in zip(self.high_size, self.size, strict=True)
         )
         # In a map with K // 2 pixels around it the parents' places are the windows' corners.
         width = self.size[1] + kernel_size // 2 * 2
