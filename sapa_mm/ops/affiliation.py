@@ -1,4 +1,4 @@
-"""Point affiliation: similarity, normalization and assembly in one operator."""
+"""Point affiliation is similarity, normalization and assembly in one operator."""
 
 import torch
 from torch import Tensor

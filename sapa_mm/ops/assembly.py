@@ -1,4 +1,4 @@
-"""Assembly: the second half of point affiliation, a weighted sum over a window."""
+"""Assembly, the second half of point affiliation, is a weighted sum over a window."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ _IMPLEMENTATIONS = {'torch': '.strips.assembly', 'triton': '.launches.assembly'}
 
 
 def assemble(weights: Tensor, value: Tensor, *, kernel_size: int = 5, groups: int = 1) -> Tensor:
-    r"""Weighted sum of ``value`` over the window around every output pixel's parent.
+    r"""Compute the weighted sum of ``value`` over the window around every output pixel's parent.
 
     .. math:: o_{l'} = \sum_p w_{l'}(p)\, v_{l+p}
 

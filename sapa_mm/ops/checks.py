@@ -1,4 +1,4 @@
-"""Argument checks of the public operators: each names the argument, the expected and the given."""
+"""Each check of an argument raises an error that names it, what was expected and what came."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def _is_number(value: object, kinds: type | tuple[type, ...]) -> bool:
-    """Whether ``value`` is of ``kinds``; True and False, which Python counts as ints, are not."""
+    """Return whether ``value`` is of ``kinds``; True and False, ints to Python, are not."""
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 

@@ -1,4 +1,4 @@
-"""Which backend runs an operator, and how operators behave under autocast.
+"""This decides which backend runs an operator, and how operators behave under autocast.
 
 By default a GPU's tensors go to the Triton kernels, where these can take them, and all others to
 the PyTorch code. `unavailable` has the rules and says which of them stands in the way.
@@ -71,9 +71,9 @@ def unavailable(name: str, *tensors: Tensor, kernel_size: int = 1) -> str | None
 
     Args:
         name: ``'torch'``, which takes everything, or ``'triton'``.
-        *tensors: Those of a call to an operator in its order, of which the first and the last are
-            looked at. Default: only whether the backend can run at all.
-        kernel_size: That of the call.
+        *tensors: The tensors of a call to an operator in its order, of which the first and the last
+            are looked at. Without any the answer is whether the backend can run at all.
+        kernel_size: The window size of the call. Default: 1.
 
     Raises:
         TypeError: ``kernel_size`` is not an int.
@@ -132,7 +132,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 def requested_backend() -> str:
-    """What `backend` forces at this moment, or ``'auto'``: the last argument of every operator."""
+    """Return what `backend` forces now, or ``'auto'``: the last argument of every operator."""
     return _forced or 'auto'
 
 
@@ -178,7 +178,7 @@ def without_autocast(function: Callable) -> Callable:
 
 
 def autocast_is_on(x: object) -> bool:
-    """Whether autocast is on for the device of ``x``."""
+    """Return whether autocast is on for the device of ``x``."""
     if not isinstance(x, Tensor) or not torch.amp.is_autocast_available(x.device.type):
         return False
     return torch.is_autocast_enabled(x.device.type)

@@ -1,4 +1,4 @@
-"""Memory formats and dtypes of maps."""
+"""These functions know the memory formats and dtypes of maps."""
 
 import torch
 from torch import Tensor
@@ -10,12 +10,12 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether the channels of (N, C, H, W) are its innermost dimension in memory."""
+    """Return whether the channels of (N, C, H, W) are its innermost dimension in memory."""
     return x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
 
 
 def empty_map(like: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
-    """Return empty (N, channels, *size) of the batch, dtype, device and memory format of ``like``."""
+    """Return an empty (N, channels, *size) of the memory format, dtype and device of ``like``."""
     last = is_channels_last(like)
     return torch.empty(
         (like.shape[0], channels, *size),

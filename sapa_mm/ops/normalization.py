@@ -1,4 +1,4 @@
-"""From similarity scores to weights over the window, and back."""
+"""A normalization turns similarity scores into weights over the window."""
 
 import functools
 
@@ -13,7 +13,7 @@ NORMALIZATION_EPS = 1e-6
 _POSITIVE = {
     'sigmoid': (torch.sigmoid, lambda s: torch.sigmoid(s) * torch.sigmoid(-s)),
     'relu': (F.relu, lambda s: (s > 0).to(s.dtype)),
-    # Linear beyond 40 is exact in float64, beyond the default of 20 it is not.
+    # To be linear beyond 40 is exact in float64, beyond the default of 20 it is not.
     'softplus': (functools.partial(F.softplus, threshold=40), torch.sigmoid),
 }
 NORMALIZATIONS = ('softmax', *_POSITIVE, 'none')
@@ -22,7 +22,7 @@ NORMALIZATIONS = ('softmax', *_POSITIVE, 'none')
 def _positive_terms(
     scores: Tensor, normalization: str, valid: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Compute h of the scores, 0 where not valid, and what it is divided by."""
+    """Compute h of the scores, which is 0 where they are not valid, and what it is divided by."""
     h = _POSITIVE[normalization][0](scores)
     if valid is not None:
         h = h * valid
@@ -66,11 +66,11 @@ def normalize_backward(
 
     Args:
         grad: Gradient of the weights (..., K, K).
-        scores: What `normalize` was given.
-        weights: What it returned.
-        normalization: As there.
-        valid: As there.
-        eps: As there.
+        scores: The scores that `normalize` was given.
+        weights: The weights that it returned.
+        normalization: The normalization that it was given.
+        valid: The positions that it was given.
+        eps: The addend that it was given.
 
     Returns:
         (..., K, K).

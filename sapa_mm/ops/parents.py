@@ -1,4 +1,4 @@
-"""The rule of parents, which every operator follows: pixel i belongs to cell (i * H) // Hg.
+"""Every operator follows this rule: the parent of pixel i is the cell (i * H) // Hg.
 
 It is computed in integers: nearest interpolation, in floating point, misses it at some sizes.
 """
@@ -31,7 +31,7 @@ def parents(length: int, parent_length: int, device: torch.device) -> Tensor:
 
 
 def are_symbols(*sizes: int) -> bool:
-    """Whether sizes stand for any number, as while a program is exported.
+    """Return whether sizes stand for any number, as while a program is exported.
 
     There is no case to tell apart then.
     """

@@ -1,4 +1,4 @@
-"""Local similarity: the first half of point affiliation."""
+"""Local similarity is the first half of point affiliation."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ _IMPLEMENTATIONS = {'torch': '.strips.similarity', 'triton': '.launches.similari
 def local_similarity(
     query: Tensor, key: Tensor, *, kernel_size: int = 5, temperature: float = 1.0
 ) -> Tensor:
-    r"""Inner product of every high-resolution point with the window around its parent.
+    r"""Compute the inner products of every high-resolution point with its parent's window.
 
     .. math:: s_{l'}(p) = \langle q_{l'}, k_{l+p} \rangle / T
 

@@ -1,5 +1,6 @@
 """Which backend an operator runs, with real calls of the kernels counted."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -218,10 +219,29 @@ print(tuple(point_affiliation(*inputs).shape))
 """
 
 
-def refusal(**env: str) -> str:
+# The finder of an installed checkout would find its kernels for a copy too.
+FORGET_CHECKOUTS = """
+import sys
+
+finders = [getattr(f, '__module__', '').startswith('__editable__') for f in sys.meta_path]
+sys.meta_path[:] = [f for f, editable in zip(sys.meta_path, finders) if not editable]
+"""
+
+# A Triton that is the installed one but for its version.
+OLD_TRITON = """
+from pathlib import Path
+
+__path__ = [{folder!r}]
+init = Path({folder!r}, '__init__.py')
+exec(compile(init.read_text(), init, 'exec'))
+__version__ = '3.2.0'
+"""
+
+
+def refusal(before: str = '', **env: str) -> str:
     """Run the script in an environment where the kernels cannot run; return why they cannot."""
     result = subprocess.run(
-        [sys.executable, '-c', REFUSAL],
+        [sys.executable, '-c', before + REFUSAL],
         env={**os.environ, 'OMP_NUM_THREADS': '1', **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -244,7 +264,7 @@ def test_without_a_gpu_and_without_the_interpreter():
 def test_in_a_checkout_that_is_not_installed(tmp_path):
     """The package found by its path alone has no kernels inside."""
     shutil.copytree(Path(sapa_mm.__file__).parent, tmp_path / 'sapa_mm')
-    reason = refusal(PYTHONPATH=str(tmp_path))
+    reason = refusal(FORGET_CHECKOUTS, PYTHONPATH=str(tmp_path))
     assert reason.startswith('sapa_mm.kernels is not installed')
     assert 'pip install -e .' in reason
 
@@ -252,7 +272,8 @@ def test_in_a_checkout_that_is_not_installed(tmp_path):
 def test_with_an_old_triton(tmp_path):
     package = tmp_path / 'triton'
     package.mkdir()
-    (package / '__init__.py').write_text("__version__ = '3.2.0'\n")
+    installed = importlib.util.find_spec('triton').submodule_search_locations[0]
+    (package / '__init__.py').write_text(OLD_TRITON.format(folder=installed))
     reason = refusal(PYTHONPATH=str(tmp_path))
     assert reason == 'triton >= 3.3 is needed, 3.2.0 is installed'
 

@@ -36,25 +36,30 @@ def test_a_taken_name_is_refused(scratch):
     with pytest.raises(RuntimeError, match="'a' is taken"):
         scratch.take('a', 2)
     scratch.give_back('a')
-    with scratch.lend('a', 2), pytest.raises(RuntimeError, match="'a' is taken"):
-        scratch.take('a', 2)
     scratch.take('a', 2)
     scratch.take('b', 2)
-    scratch.give_back_all()
+    scratch.take('c', 2)
+    scratch.give_back('a', 'c')
+    scratch.take('a', 2)
+    with pytest.raises(RuntimeError, match="'b' is taken"):
+        scratch.take('b', 2)
+    scratch.give_back()
     scratch.take('b', 2)
     with pytest.raises(KeyError, match='a'):
         scratch.give_back('a')
 
 
-def test_use_after_its_time_shows(scratch, poisoned_memory):
-    kept = scratch.take('a', 2, 3)
+def test_use_after_its_time_shows(poisoned_memory):
+    scratch = Scratch(torch.float64, torch.device('cpu'))
+    kept, other = scratch.take('a', 2, 3), scratch.take('b', 2)
     assert kept.isnan().all()
     kept.fill_(1)
+    other.fill_(2)
     scratch.give_back('a')
     assert kept.isnan().all()
-    with scratch.lend('a', 6) as again:
-        again.fill_(2)
-    assert again.isnan().all()
+    assert other.eq(2).all()
+    scratch.give_back()
+    assert other.isnan().all()
 
 
 def test_names_last_for_a_strip(poisoned_memory):

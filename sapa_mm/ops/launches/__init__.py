@@ -1,5 +1,5 @@
-"""The Triton backend of the operators whose gradients are made of several kernels.
+"""The Triton backend runs the operators whose gradients take several kernels through this package.
 
 Each module has the functions of its namesake in `strips`; point affiliation needs none, as
-`sapa_mm.kernels.affiliation` has them itself. An import of a module imports Triton.
+`sapa_mm.kernels.affiliation` has them itself. To import a module imports Triton.
 """

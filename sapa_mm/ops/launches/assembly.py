@@ -1,6 +1,6 @@
-"""Assembly by kernels: the gradient of the weights is a similarity of the result's and the value.
+"""The kernels do an assembly; the gradient of its weights is a similarity.
 
-Arguments are those of `sapa_mm.ops.strips.assembly`, of a dtype that the kernels take.
+The arguments are those of `sapa_mm.ops.strips.assembly`, of a dtype that the kernels take.
 """
 
 from torch import Tensor

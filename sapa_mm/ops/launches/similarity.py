@@ -1,6 +1,6 @@
-"""Local similarity by kernels: both gradients are assemblies whose weights are the result's.
+"""The kernels do a local similarity; its gradients are assemblies.
 
-Arguments are those of `sapa_mm.ops.strips.similarity`, of a dtype that the kernels take.
+The arguments are those of `sapa_mm.ops.strips.similarity`, of a dtype that the kernels take.
 """
 
 from torch import Tensor
@@ -8,9 +8,7 @@ from torch import Tensor
 from ...kernels import assembly, similarity
 
 
-def forward(
-    query: Tensor, key: Tensor, out: Tensor, kernel_size: int, temperature: float
-) -> None:
+def forward(query: Tensor, key: Tensor, out: Tensor, kernel_size: int, temperature: float) -> None:
     """Write the inner products of pixels and windows, divided by ``temperature``."""
     similarity.forward(query, key, out, kernel_size, factor=1 / temperature)
 

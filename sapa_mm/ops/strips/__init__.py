@@ -1,4 +1,4 @@
-"""The PyTorch backend: window operators as three batched products, strip by strip.
+"""The PyTorch backend computes window operators by batched products, strip by strip.
 
 A map is worked off in strips, each a few low-resolution columns wide and as many rows long as fit
 the cache, of several images where these are small. Inside a strip the K x K windows of a row of

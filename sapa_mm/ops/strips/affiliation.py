@@ -1,4 +1,4 @@
-"""Point affiliation: similarity, normalization and assembly in one pass, and its gradient."""
+"""Point affiliation does similarity, normalization and assembly in one pass."""
 
 from torch import Tensor
 

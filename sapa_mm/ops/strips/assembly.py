@@ -1,7 +1,4 @@
-"""Assembly: weighted sums of a map over windows, and its gradient."""
-
-import contextlib
-from collections.abc import Iterator
+"""Assembly computes weighted sums of a map over windows."""
 
 from torch import Tensor
 
@@ -12,21 +9,24 @@ from .transfer import load_pixels_padded, load_weights, load_window, store_weigh
 
 
 def _split(x: Tensor, groups: int) -> Tensor:
-    """Return (N, G*C, H, W) as (N*G, C, H, W); a copy where the groups of an image lie mixed."""
+    """View (N, G*C, H, W) as (N*G, C, H, W), or copy it where that is no view."""
     return x if groups == 1 else x.unflatten(1, (groups, -1)).flatten(0, 1)
 
 
-@contextlib.contextmanager
-def _split_target(x: Tensor, groups: int) -> Iterator[Tensor]:
-    """Lend a map (N*G, C, H, W) to write to; ``x`` (N, G*C, H, W) holds it after the block."""
+def _split_target(x: Tensor, groups: int) -> Tensor:
+    """View (N, G*C, H, W) as (N*G, C, H, W), or return new memory where that is no view."""
     n, channels, *size = x.shape
+    if groups == 1:
+        return x
     shape = (n * groups, channels // groups, *size)
-    if groups == 1 or n == 1 or x.stride(0) == channels * x.stride(1):
-        yield x.view(shape)
-    else:
-        split = x.new_empty(shape)
-        yield split
-        x.copy_(split.unflatten(0, (n, groups)).flatten(1, 2))
+    is_view = n == 1 or x.stride(0) == channels * x.stride(1)
+    return x.view(shape) if is_view else x.new_empty(shape)
+
+
+def _join(split: Tensor, x: Tensor) -> None:
+    """Write what `_split_target` made of ``x`` back into it, where that is no view."""
+    if split.data_ptr() != x.data_ptr():
+        x.copy_(split.unflatten(0, (len(x), -1)).flatten(1, 2))
 
 
 def forward(weights: Tensor, value: Tensor, out: Tensor, kernel_size: int, groups: int) -> None:
@@ -41,11 +41,12 @@ def forward(weights: Tensor, value: Tensor, out: Tensor, kernel_size: int, group
     """
     weights, value = _split(weights, groups), _split(value, groups)
     geometry = Geometry(weights, value, kernel_size)
-    with _split_target(out, groups) as sums:
-        prefer_huge_pages(sums)
-        for strip in geometry.strips(value.shape[1]):
-            w = load_weights(strip, 'weights', weights)
-            gather(strip, w, load_window(strip, 'value', value), sums)
+    sums = _split_target(out, groups)
+    prefer_huge_pages(sums)
+    for strip in geometry.strips(value.shape[1]):
+        w = load_weights(strip, 'weights', weights)
+        gather(strip, w, load_window(strip, 'value', value), sums)
+    _join(sums, out)
 
 
 def backward(
@@ -70,14 +71,14 @@ def backward(
     """
     grad, weights, value = (_split(x, groups) for x in (grad, weights, value))
     geometry = Geometry(weights, value, kernel_size)
-    with (
-        _split_target(grad_weights, groups) as weights_target,
-        _split_target(grad_value, groups) as value_target,
-        summed(value_target) as value_sums,
-    ):
+    weights_target = _split_target(grad_weights, groups)
+    value_target = _split_target(grad_value, groups)
+    with summed(value_target) as value_sums:
         for strip in geometry.strips(value.shape[1]):
             g, g_padded = load_pixels_padded(strip, 'grad', grad)
             scores = correlate(strip, g, load_window(strip, 'value', value))
             store_weights(strip, scores, weights_target)
             w = load_weights(strip, 'weights', weights)
             scatter(strip, w, g_padded, value_sums)
+    _join(weights_target, grad_weights)
+    _join(value_target, grad_value)

@@ -1,7 +1,7 @@
-"""How strips cover the maps of an operator, and which pixels and cells a strip holds."""
+"""Strips cover the maps of an operator; each holds some cells and the pixels that are theirs."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,17 +10,17 @@ from ..layout import accumulation_dtype
 from ..parents import first_child, parent
 from .scratch import Scratch
 
-# Columns of cells in a strip: wider strips waste more of the banded products, narrower ones repeat
-# more of the halo. Strips of 4, 10, 12 and 16 were no faster on a CPU with AVX-512.
+# A strip has so many columns of cells: wider ones waste more of the banded products, narrower ones
+# repeat more of the halo. Strips of 4, 10, 12 and 16 were no faster on a CPU with AVX-512.
 STRIP_CELLS = 8
-# Bytes of the largest tensor of a strip. On the CPU they are about the caches' size; elsewhere they
-# give a launch enough work.
+# The largest tensor of a strip has so many bytes: about the caches' size on the CPU, and elsewhere
+# enough work for a launch.
 CPU_STRIP_BYTES = 2**22
 DEVICE_STRIP_BYTES = 2**27
 
 
 class Geometry:
-    """Sizes of a window operator, and the strips that cover its maps.
+    """This knows the sizes of a window operator, and covers its maps with strips.
 
     Args:
         high: A high-resolution map (N, *, Hg, Wg).
@@ -35,7 +35,7 @@ class Geometry:
         self.kernel_size = kernel_size
         self.radius = kernel_size // 2
         self.border = border
-        #: Memory for what a strip is computed from; the next strip takes it again.
+        #: The memory for what a strip is computed from, which the next strip takes again.
         self.scratch = Scratch(accumulation_dtype(low.dtype), low.device)
 
     def strips(self, channels: int) -> Iterator['Strip']:
@@ -63,12 +63,11 @@ class Geometry:
                     y1 = min(y0 + step, self.height)
                     rows = slice(*(first_child(y, self.high_height, self.height) for y in (y0, y1)))
                     yield Strip(self, images, y0, y1, x0, x1, rows, columns, slots)
-                    self.scratch.give_back_all()
+                    self.scratch.give_back()
 
 
-@dataclass(frozen=True)
 class Strip:
-    """A rectangle of cells (low-resolution pixels) and the pixels whose parents they are.
+    """A strip is a rectangle of cells (low-resolution pixels) and of the pixels that are theirs.
 
     Cells y0..y1 x x0..x1 of some images are the parents of the pixels ``rows`` x ``columns``. Every
     cell has ``slots`` = (rows, columns) places for pixels; where the ratio is no integer some stay
@@ -80,41 +79,35 @@ class Strip:
     read. "Rows" below counts those of all images with the gaps between them.
     """
 
-    geometry: Geometry
-    images: slice
-    y0: int
-    y1: int
-    x0: int
-    x1: int
-    rows: slice
-    columns: slice
-    slots: tuple[int, int]
-
-    @property
-    def cells(self) -> tuple[int, int]:
-        """(rows, columns) of an image's cells."""
-        return self.y1 - self.y0, self.x1 - self.x0
-
-    @property
-    def places(self) -> tuple[int, int, int]:
-        """The places of a row of cells: (slot rows, cells, slot columns)."""
-        return self.slots[0], self.x1 - self.x0, self.slots[1]
-
-    @property
-    def full(self) -> bool:
-        """Whether every place holds a pixel."""
-        height, width = self.cells
-        return (
-            self.rows.stop - self.rows.start == height * self.slots[0]
-            and self.columns.stop - self.columns.start == width * self.slots[1]
+    def __init__(
+        self,
+        geometry: Geometry,
+        images: slice,
+        y0: int,
+        y1: int,
+        x0: int,
+        x1: int,
+        rows: slice,
+        columns: slice,
+        slots: tuple[int, int],
+    ):
+        self.geometry = geometry
+        self.images = images
+        self.y0, self.y1, self.x0, self.x1 = y0, y1, x0, x1
+        self.rows, self.columns = rows, columns
+        height, width = y1 - y0, x1 - x0
+        #: The numbers (rows, columns) of an image's cells.
+        self.cells = height, width
+        #: The places of a row of cells: (slot rows, cells, slot columns).
+        self.places = slots[0], width, slots[1]
+        #: Whether every place holds a pixel.
+        self.full = (
+            rows.stop - rows.start == height * slots[0]
+            and columns.stop - columns.start == width * slots[1]
         )
-
-    @property
-    def stacked(self) -> int:
-        """The number of rows: those of every image's cells, and the gaps between."""
-        gap = self.geometry.kernel_size - 1
-        images = self.images.stop - self.images.start
-        return images * (self.cells[0] + gap) - gap
+        gap = geometry.kernel_size - 1
+        #: The number of rows: those of every image's cells, and the gaps between.
+        self.stacked = (images.stop - images.start) * (height + gap) - gap
 
     def by_image(self, rows: Tensor) -> Tensor:
         """View rows (rows, ...) as those of the cells alone (images, rows, ...)."""
@@ -125,6 +118,7 @@ class Strip:
         """View (rows + K - 1, columns + K - 1, C) as (images, rows + K - 1, columns + K - 1, C)."""
         return window.unflatten(0, (-1, self.cells[0] + 2 * self.geometry.radius))
 
+    @cached_property
     def inside(self) -> tuple[slice, slice, slice, slice]:
         """Return the cells and the halo, cut to the image: in it (y, x), in the window (y, x)."""
         radius = self.geometry.radius
@@ -138,6 +132,7 @@ class Strip:
         image_x, window_x = cut(self.x0, self.x1, self.geometry.width)
         return image_y, image_x, window_y, window_x
 
+    @cached_property
     def places_of_pixels(self) -> tuple[Tensor, Tensor]:
         """Return the row of cells, and the place in it, of each pixel: two (rows, columns)."""
         geometry = self.geometry

@@ -1,7 +1,4 @@
-"""The three batched products of a strip."""
-
-import contextlib
-from collections.abc import Iterator
+"""A strip is worked on by three batched products."""
 
 import torch
 from torch import Tensor
@@ -17,22 +14,19 @@ def _matrices(x: Tensor, kernel_size: int) -> Tensor:
     return x.as_strided(size, x.stride(), x.storage_offset())
 
 
-@contextlib.contextmanager
-def _product(strip: Strip, weights: Tensor, rows: Tensor) -> Iterator[Tensor]:
-    """Lend the batched product of weights (B, P, Q) and the matrices (B, Q, C) of some rows.
+def _product(strip: Strip, weights: Tensor, rows: Tensor) -> Tensor:
+    """Multiply weights (B, P, Q) with the matrices (B, Q, C) of some rows, in their memory order.
 
-    It is in the memory order of the latter.
+    The product (B, P, C) is scratch of the name 'product'.
     """
     matrices = _matrices(rows, strip.geometry.kernel_size)
     batch, places, channels = len(weights), weights.shape[1], matrices.shape[2]
-    scratch = strip.geometry.scratch
     if matrices.stride(2) == 1:
-        with scratch.lend('product', batch, places, channels) as out:
-            yield torch.bmm(weights, matrices, out=out)
-    else:
-        with scratch.lend('product', batch, channels, places) as out:
-            torch.bmm(matrices.transpose(1, 2), weights.transpose(1, 2), out=out)
-            yield out.transpose(1, 2)
+        out = strip.geometry.scratch.take('product', batch, places, channels)
+        return torch.bmm(weights, matrices, out=out)
+    out = strip.geometry.scratch.take('product', batch, channels, places)
+    torch.bmm(matrices.transpose(1, 2), weights.transpose(1, 2), out=out)
+    return out.transpose(1, 2)
 
 
 def correlate(strip: Strip, pixels: Tensor, window: Tensor) -> Tensor:
@@ -49,14 +43,16 @@ def correlate(strip: Strip, pixels: Tensor, window: Tensor) -> Tensor:
     (sy, width, sx), k = strip.places, strip.geometry.kernel_size
     length = width + k - 1
     place = k * length
-    with strip.geometry.scratch.lend('dense', len(pixels), sy * width * sx, place) as dense:
-        torch.bmm(pixels, _matrices(window, k).transpose(1, 2), out=dense)
-        # A cell's window begins one column after that of the cell before.
-        band = dense.as_strided(
-            (len(pixels), sy, width, sx, k, k),
-            (sy * width * sx * place, width * sx * place, sx * place + 1, place, length, 1),
-        )
-        return band.clone(memory_format=torch.contiguous_format)
+    dense = strip.geometry.scratch.take('dense', len(pixels), sy * width * sx, place)
+    torch.bmm(pixels, _matrices(window, k).transpose(1, 2), out=dense)
+    # A cell's window begins one column after that of the cell before.
+    band = dense.as_strided(
+        (len(pixels), sy, width, sx, k, k),
+        (sy * width * sx * place, width * sx * place, sx * place + 1, place, length, 1),
+    )
+    products = band.clone(memory_format=torch.contiguous_format)
+    strip.geometry.scratch.give_back('dense')
+    return products
 
 
 def gather(strip: Strip, weights: Tensor, window: Tensor, target: Tensor) -> None:
@@ -71,13 +67,13 @@ def gather(strip: Strip, weights: Tensor, window: Tensor, target: Tensor) -> Non
     (sy, width, sx), k = strip.places, strip.geometry.kernel_size
     length = width + k - 1
     place = k * length
-    with strip.geometry.scratch.lend('dense', len(weights), sy * width * sx, place) as dense:
-        dense.zero_().as_strided(
-            weights.shape,
-            (sy * width * sx * place, width * sx * place, sx * place + 1, place, length, 1),
-        ).copy_(weights)
-        with _product(strip, dense, window) as pixels:
-            store_pixels(strip, pixels, target)
+    dense = strip.geometry.scratch.take('dense', len(weights), sy * width * sx, place).zero_()
+    dense.as_strided(
+        weights.shape,
+        (sy * width * sx * place, width * sx * place, sx * place + 1, place, length, 1),
+    ).copy_(weights)
+    store_pixels(strip, _product(strip, dense, window), target)
+    strip.geometry.scratch.give_back('dense', 'product')
 
 
 def scatter(strip: Strip, weights: Tensor, padded: Tensor, target: Tensor) -> None:
@@ -97,14 +93,14 @@ def scatter(strip: Strip, weights: Tensor, padded: Tensor, target: Tensor) -> No
     length = width + k - 1
     row = places * length
     rows = len(weights) + k - 1
-    # dense[j, i, p, l]: weight with which place p of cell row j - K + 1 + i feeds (j, l).
-    with strip.geometry.scratch.lend('dense', rows, k * places, length) as dense:
-        band = dense.zero_().as_strided(
-            weights.shape,
-            (k * row, width * sx * length, sx * length + 1, length, (k - 1) * row, 1),
-            dense.storage_offset() + (k - 1) * row,
-        )
-        # Only the cells': what a row of none got from a value that is not finite must not spread.
-        strip.by_image(band).copy_(strip.by_image(weights))
-        with _product(strip, dense.transpose(1, 2), padded) as window:
-            add_window(strip, window, target)
+    # dense[j, i, p, l] is the weight by which place p of cell row j - K + 1 + i feeds (j, l).
+    dense = strip.geometry.scratch.take('dense', rows, k * places, length).zero_()
+    band = dense.as_strided(
+        weights.shape,
+        (k * row, width * sx * length, sx * length + 1, length, (k - 1) * row, 1),
+        dense.storage_offset() + (k - 1) * row,
+    )
+    # Only cells take part: rows of none may hold what is not finite, which must not spread.
+    strip.by_image(band).copy_(strip.by_image(weights))
+    add_window(strip, _product(strip, dense.transpose(1, 2), padded), target)
+    strip.geometry.scratch.give_back('dense', 'product')

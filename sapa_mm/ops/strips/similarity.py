@@ -1,4 +1,4 @@
-"""Local similarity: inner products of pixels with the window around their parents."""
+"""Local similarity computes inner products of pixels with the window around their parents."""
 
 from torch import Tensor
 
@@ -14,9 +14,7 @@ from .transfer import (
 )
 
 
-def forward(
-    query: Tensor, key: Tensor, out: Tensor, kernel_size: int, temperature: float
-) -> None:
+def forward(query: Tensor, key: Tensor, out: Tensor, kernel_size: int, temperature: float) -> None:
     """Write the inner products of pixels and windows, divided by ``temperature``.
 
     Args:

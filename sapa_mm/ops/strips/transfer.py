@@ -1,4 +1,4 @@
-"""From maps into the scratch memory of a strip, and back."""
+"""Maps are read into the scratch memory of a strip, and written from it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ def load_pixels(strip: Strip, name: str, source: Tensor, padding: int = 0) -> Te
         pixels = pixels.unflatten(2, (height, sy)).permute(0, 2, 3, 4, 1)
         cells.unflatten(2, (sy, width * sx)).copy_(pixels)
     else:
-        places = strip.places_of_pixels()
+        places = strip.places_of_pixels
         cells[(slice(None), *places)] = pixels.permute(0, 2, 3, 1).to(out.dtype)
     return out
 
@@ -74,7 +74,7 @@ def store_pixels(strip: Strip, pixels: Tensor, target: Tensor) -> None:
         place = place.unflatten(2, (strip.cells[0], sy))
         place.copy_(cells.unflatten(2, (sy, width * sx)).permute(0, 4, 1, 2, 3))
     else:
-        place.copy_(cells[(slice(None), *strip.places_of_pixels())].permute(0, 3, 1, 2))
+        place.copy_(cells[(slice(None), *strip.places_of_pixels)].permute(0, 3, 1, 2))
 
 
 def store_weights(strip: Strip, weights: Tensor, target: Tensor) -> None:
@@ -96,7 +96,7 @@ def load_window(strip: Strip, name: str, source: Tensor) -> Tensor:
         strip.
     """
     halo = 2 * strip.geometry.radius
-    image_y, image_x, y, x = strip.inside()
+    image_y, image_x, y, x = strip.inside
     out = _take_rows(strip, name, source, strip.stacked + halo, strip.cells[1] + halo).zero_()
     windows = strip.windows_by_image(out)
     windows[:, y, x] = source[strip.images, :, image_y, image_x].permute(0, 2, 3, 1)
@@ -116,7 +116,7 @@ def add_window(strip: Strip, window: Tensor, target: Tensor) -> None:
         window: (rows + K - 1, columns + K - 1, C); changed in place.
         target: (N, C, H, W), in the accumulation dtype.
     """
-    image_y, image_x, y, x = strip.inside()
+    image_y, image_x, y, x = strip.inside
     windows = strip.windows_by_image(window)
     if strip.geometry.border == 'replicate':
         windows[:, :, x.start] += windows[:, :, : x.start].sum(2)
