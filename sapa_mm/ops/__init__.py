@@ -1,4 +1,4 @@
-"""Window operators: public functions, checks, backends. Needs torch alone."""
+"""This package holds the window operators, their checks and backends; it needs torch alone."""
 
 from . import reference
 from .affiliation import point_affiliation

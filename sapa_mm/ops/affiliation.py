@@ -1,13 +1,16 @@
-"""Point affiliation: similarity, normalization and assembly in one operator."""
+"""Point affiliation is similarity, normalization and assembly in one operator."""
 
 import torch
 from torch import Tensor
 
 from . import checks
-from .dispatch import autocast, requested_backend, use_triton, without_autocast
-from .memory import prefer_huge_pages
-from .normalization import NORMALIZATION_EPS, NORMALIZATIONS, normalize, normalize_backward
-from .window import BORDERS, Geometry, accumulation_dtype, empty_map
+from .dispatch import autocast, implementation, requested_backend, without_autocast
+from .layout import empty_map
+from .normalization import NORMALIZATION_EPS, NORMALIZATIONS
+
+BORDERS = ('zero', 'mask', 'replicate')
+
+_IMPLEMENTATIONS = {'torch': '.strips.affiliation', 'triton': '..kernels.affiliation'}
 
 
 def point_affiliation(
@@ -80,20 +83,9 @@ def _forward(
     backend: str = 'auto',
 ) -> Tensor:
     out = empty_map(value, value.shape[1], query.shape[2:])
-    if use_triton(backend, query, value, kernel_size):
-        from ..kernels import affiliation as kernels
-
-        options = (kernel_size, normalization, temperature, border, NORMALIZATION_EPS)
-        kernels.forward(query, key, value, out, *options)
-        return out
-    geometry = Geometry(query, value, kernel_size, border)
-    prefer_huge_pages(out)
-    for strip in geometry.strips(max(query.shape[1], value.shape[1])):
-        q = geometry.load_pixels('query', query, strip)
-        scores = geometry.correlate(q, geometry.load_window('key', key, strip), strip)
-        weights = normalize(scores.div_(temperature), normalization, geometry.valid(strip))
-        v = geometry.load_window('value', value, strip)
-        geometry.store_pixels(geometry.gather(weights, v, strip), out, strip)
+    options = (kernel_size, normalization, temperature, border, NORMALIZATION_EPS)
+    run = implementation(_IMPLEMENTATIONS, backend, query, value, kernel_size)
+    run.forward(query, key, value, out, *options)
     return out
 
 
@@ -115,34 +107,11 @@ def _backward(
     border: str,
     backend: str = 'auto',
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_query = torch.empty_like(query)
-    if use_triton(backend, query, value, kernel_size):
-        from ..kernels import affiliation as kernels
-
-        grads = grad_query, torch.empty_like(key), torch.empty_like(value)
-        options = (kernel_size, normalization, temperature, border, NORMALIZATION_EPS)
-        kernels.backward(grad, query, key, value, *grads, *options)
-        return grads
-    geometry = Geometry(query, value, kernel_size, border)
-    dtype = accumulation_dtype(value.dtype)
-    grad_key = torch.zeros_like(key, dtype=dtype)
-    grad_value = torch.zeros_like(value, dtype=dtype)
-    for strip in geometry.strips(max(query.shape[1], value.shape[1])):
-        q, q_padded = geometry.load_pixels_padded('query', query, strip)
-        g, g_padded = geometry.load_pixels_padded('grad', grad, strip)
-        k = geometry.load_window('key', key, strip)
-        v = geometry.load_window('value', value, strip)
-        valid = geometry.valid(strip)
-        # The weights are computed again: that costs less than to keep and read them.
-        scores = geometry.correlate(q, k, strip).div_(temperature)
-        weights = normalize(scores, normalization, valid)
-        geometry.add_window(geometry.scatter(weights, g_padded, strip), grad_value, strip)
-        grad_weights = geometry.correlate(g, v, strip)
-        grad_scores = normalize_backward(grad_weights, scores, weights, normalization, valid)
-        grad_scores = grad_scores.div_(temperature)
-        geometry.store_pixels(geometry.gather(grad_scores, k, strip), grad_query, strip)
-        geometry.add_window(geometry.scatter(grad_scores, q_padded, strip), grad_key, strip)
-    return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype)
+    grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    options = (kernel_size, normalization, temperature, border, NORMALIZATION_EPS)
+    run = implementation(_IMPLEMENTATIONS, backend, query, value, kernel_size)
+    run.backward(grad, query, key, value, *grads, *options)
+    return grads
 
 
 @_backward.register_fake

@@ -1,16 +1,17 @@
-"""Assembly: the second half of point affiliation, a weighted sum over a window."""
+"""Assembly, the second half of point affiliation, is a weighted sum over a window."""
 
 import torch
 from torch import Tensor
 
 from . import checks
-from .dispatch import autocast, requested_backend, use_triton, without_autocast
-from .memory import prefer_huge_pages
-from .window import Geometry, accumulation_dtype, empty_map
+from .dispatch import autocast, implementation, requested_backend, without_autocast
+from .layout import empty_map
+
+_IMPLEMENTATIONS = {'torch': '.strips.assembly', 'triton': '.launches.assembly'}
 
 
 def assemble(weights: Tensor, value: Tensor, *, kernel_size: int = 5, groups: int = 1) -> Tensor:
-    r"""Weighted sum of ``value`` over the window around every output pixel's parent.
+    r"""Compute the weighted sum of ``value`` over the window around every output pixel's parent.
 
     .. math:: o_{l'} = \sum_p w_{l'}(p)\, v_{l+p}
 
@@ -41,39 +42,15 @@ def assemble(weights: Tensor, value: Tensor, *, kernel_size: int = 5, groups: in
     return _forward(weights, value, kernel_size, groups, requested_backend())
 
 
-def _split_groups(x: Tensor, groups: int) -> Tensor:
-    """(N, G*C, H, W) as (N*G, C, H, W); a view unless the channels are innermost in memory."""
-    return x if groups == 1 else x.unflatten(1, (groups, -1)).flatten(0, 1)
-
-
-def _join_groups(x: Tensor, groups: int, like: Tensor) -> Tensor:
-    """Bring (N*G, C, H, W) back to (N, G*C, H, W), in the memory format of ``like``."""
-    if groups == 1:
-        return x
-    joined = x.unflatten(0, (-1, groups)).flatten(1, 2)
-    return empty_map(like, joined.shape[1], joined.shape[2:]).copy_(joined)
-
-
 @torch.library.custom_op('sapa_mm::assemble', mutates_args=())
 @without_autocast
 def _forward(
     weights: Tensor, value: Tensor, kernel_size: int, groups: int = 1, backend: str = 'auto'
 ) -> Tensor:
-    if use_triton(backend, weights, value, kernel_size):
-        from ..kernels import assembly as kernels
-
-        out = empty_map(value, value.shape[1], weights.shape[2:])
-        kernels.forward(weights, value, out, kernel_size, groups)
-        return out
-    like = value
-    weights, value = _split_groups(weights, groups), _split_groups(value, groups)
-    geometry = Geometry(weights, value, kernel_size)
-    out = prefer_huge_pages(empty_map(value, value.shape[1], weights.shape[2:]))
-    for strip in geometry.strips(value.shape[1]):
-        w = geometry.load_weights(weights, strip)
-        v = geometry.load_window('value', value, strip)
-        geometry.store_pixels(geometry.gather(w, v, strip), out, strip)
-    return _join_groups(out, groups, like)
+    out = empty_map(value, value.shape[1], weights.shape[2:])
+    run = implementation(_IMPLEMENTATIONS, backend, weights, value, kernel_size)
+    run.forward(weights, value, out, kernel_size, groups)
+    return out
 
 
 @_forward.register_fake
@@ -91,26 +68,10 @@ def _backward(
     groups: int,
     backend: str = 'auto',
 ) -> tuple[Tensor, Tensor]:
-    if use_triton(backend, weights, value, kernel_size):
-        from ..kernels import assembly, similarity
-
-        grad_weights, grad_value = torch.empty_like(weights), torch.empty_like(value)
-        similarity.forward(grad, value, grad_weights, kernel_size, groups)
-        assembly.backward(weights, grad, grad_value, kernel_size, groups)
-        return grad_weights, grad_value
-    like = weights, value
-    grad, weights, value = (_split_groups(x, groups) for x in (grad, weights, value))
-    geometry = Geometry(weights, value, kernel_size)
-    grad_weights = torch.empty_like(weights)
-    grad_value = torch.zeros_like(value, dtype=accumulation_dtype(value.dtype))
-    for strip in geometry.strips(value.shape[1]):
-        g, g_padded = geometry.load_pixels_padded('grad', grad, strip)
-        scores = geometry.correlate(g, geometry.load_window('value', value, strip), strip)
-        geometry.store_weights(scores, grad_weights, strip)
-        w = geometry.load_weights(weights, strip)
-        geometry.add_window(geometry.scatter(w, g_padded, strip), grad_value, strip)
-    grads = grad_weights, grad_value.to(value.dtype)
-    return tuple(_join_groups(x, groups, y) for x, y in zip(grads, like, strict=True))
+    grads = torch.empty_like(weights), torch.empty_like(value)
+    run = implementation(_IMPLEMENTATIONS, backend, weights, value, kernel_size)
+    run.backward(grad, weights, value, *grads, kernel_size, groups)
+    return grads
 
 
 @_backward.register_fake

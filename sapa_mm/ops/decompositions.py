@@ -1,4 +1,4 @@
-"""The window operators in PyTorch's own ones, for programs that leave PyTorch.
+"""Here PyTorch's own operators make up the window operators, for programs that leave PyTorch.
 
 An exported program holds this package's operators as `torch.ops.sapa_mm.*`, which no other runtime
 knows. `decompositions` says what takes their place. Sizes may be symbols: nothing here depends on
@@ -15,13 +15,14 @@ from torch.nn import functional as F
 
 from .affiliation import _forward as point_affiliation
 from .assembly import _forward as assemble
+from .layout import accumulation_dtype, is_channels_last
 from .normalization import normalize
+from .parents import parents
 from .similarity import _forward as local_similarity
-from .window import accumulation_dtype, is_channels_last
 
 
 class _Windows:
-    """The windows of all high-resolution pixels, row by row of the window.
+    """This gathers the windows of all high-resolution pixels, row by row of the window.
 
     Args:
         high: A high-resolution map (N, *, Hg, Wg).
@@ -36,8 +37,7 @@ class _Windows:
         self.kernel_size = kernel_size
         self.border = border
         rows, columns = (
-            torch.arange(h, device=low.device) * n // h
-            for h, n in zip(self.high_size, self.size, strict=True)
+            parents(h, n, low.device) for h, n in zip(self.high_size, self.size, strict=True)
         )
         # In a map with K // 2 pixels around it the parents' places are the windows' corners.
         width = self.size[1] + kernel_size // 2 * 2
@@ -56,20 +56,20 @@ class _Windows:
             yield pixels.index_select(1, row).unflatten(1, (-1, self.kernel_size))
 
     def valid(self) -> Tensor | None:
-        """Which positions take part in the normalization: bool (1, Hg*Wg, K, K); None for all."""
+        """Return which positions the normalization counts: bool (1, Hg*Wg, K, K); None for all."""
         if self.border != 'mask':
             return None
         ones = torch.ones(1, 1, *self.size, device=self.rows[0].device)
         return torch.cat([row.transpose(2, 3) for row in self(ones)], 2) > 0
 
     def scores(self, query: Tensor, key: Tensor, temperature: float) -> Tensor:
-        """Inner products of query (N, D, Hg, Wg) and key (N, D, H, W): (N, Hg*Wg, K*K)."""
+        """Multiply query (N, D, Hg, Wg) with key (N, D, H, W): (N, Hg*Wg, K*K) inner products."""
         query = _pixels(query).unsqueeze(2)
         scores = torch.cat([(query * row).sum(-1) for row in self(key)], -1)
         return scores if temperature == 1 else scores / temperature
 
     def assemble(self, weights: Tensor, value: Tensor, groups: int = 1) -> Tensor:
-        """Weighted sums of value (N, C, H, W).
+        """Compute the weighted sums of value (N, C, H, W).
 
         Args:
             weights: (N, Hg*Wg, G*K*K).
@@ -93,12 +93,12 @@ class _Windows:
 
 
 def _pixels(x: Tensor) -> Tensor:
-    """(N, C, Hg, Wg) as (N, Hg*Wg, C) in the accumulation dtype."""
+    """Turn (N, C, Hg, Wg) into (N, Hg*Wg, C) in the accumulation dtype."""
     return x.to(accumulation_dtype(x.dtype)).flatten(2).transpose(1, 2)
 
 
 def _as_map(pixels: Tensor, size: tuple[int, int], like: Tensor) -> Tensor:
-    """(N, Hg*Wg, C) as (N, C, Hg, Wg) in the dtype and memory format of ``like``."""
+    """Turn (N, Hg*Wg, C) into (N, C, Hg, Wg) in the dtype and memory format of ``like``."""
     last = is_channels_last(like)
     out = pixels.to(like.dtype).transpose(1, 2).unflatten(2, size)
     return out.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
@@ -135,7 +135,7 @@ def _assemble(
 
 
 def _bin_means(length: int, bins: int, like: Tensor) -> Tensor:
-    """Matrix (bins, length) that averages the bins of adaptive pooling along one axis."""
+    """Return the matrix (bins, length) that averages adaptive pooling's bins along one axis."""
     i = torch.arange(bins, device=like.device)
     start, stop = i * length // bins, -(-(i + 1) * length // bins)
     position = torch.arange(length, device=like.device)
@@ -151,17 +151,17 @@ def _adaptive_avg_pool2d(x: Tensor, output_size: tuple[int, int]) -> Tensor:
 
 
 def decompositions() -> dict[torch._ops.OpOverload, Callable]:
-    """What replaces the operators in an exported program, for any sizes.
+    """Return what replaces the operators in an exported program, for any sizes.
 
-    Forward alone: nothing is trained after an export. Adaptive average pooling is among them, as
-    PyTorch's own replacement holds for the example's sizes alone. For use with
+    These have a forward alone: nothing is trained after an export. Adaptive average pooling is
+    among them, as PyTorch's own replacement holds for the example's sizes alone. They are meant for
     ``torch.export.ExportedProgram.run_decompositions``::
 
         program = torch.export.export(model.eval(), (image,), dynamic_shapes=..., strict=False)
         program = program.run_decompositions(decompositions())
 
     Returns:
-        Operator to a function of the same arguments, in PyTorch's own operators.
+        A dict from operator to a function of the same arguments, in PyTorch's own operators.
     """
     return {
         point_affiliation._opoverload: _point_affiliation,

@@ -1,4 +1,4 @@
-"""Which backend runs an operator, and how operators behave under autocast.
+"""This decides which backend runs an operator, and how operators behave under autocast.
 
 By default a GPU's tensors go to the Triton kernels, where these can take them, and all others to
 the PyTorch code. `unavailable` has the rules and says which of them stands in the way.
@@ -8,6 +8,7 @@ import contextlib
 import functools
 import importlib.util
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -16,14 +17,13 @@ from .checks import check_choice, check_kernel_size
 
 BACKENDS = ('torch', 'triton')
 
-# What the kernels are made for. Beyond, a window or a cell would not fit into a program's tile.
+# The kernels are made for these. Beyond, a window or a cell would not fit into a program's tile.
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TRITON_MAX_KERNEL_SIZE = 9
 TRITON_MAX_RATIO = 8
-TRITON_MIN_VERSION = (3, 3)
-# Of rows, and of columns, low times high: positions are computed in 32 bits.
+# This bounds the product of a low and a high side: positions are computed in 32 bits.
 TRITON_MAX_PRODUCT = 2**31 - 1
-# The first NVIDIA architecture with matrix units for every dtype above.
+# This NVIDIA architecture was the first with matrix units for every dtype above.
 CUDA_MIN_CAPABILITY = (8, 0)
 
 _forced: str | None = None
@@ -31,21 +31,25 @@ _forced: str | None = None
 
 @functools.cache
 def _triton_unusable() -> str | None:
-    """Why Triton cannot be used at all, or None."""
+    """Say why Triton cannot be used at all, or None if it can."""
     if importlib.util.find_spec('triton') is None:
         return 'Triton is not installed (pip install triton)'
+    # In a checkout the kernels lie beside this package: only an installation puts them inside.
+    if importlib.util.find_spec('..kernels', __package__) is None:
+        return 'sapa_mm.kernels is not installed (pip install -e . in the checkout of sapa_mm)'
     import triton
 
-    version = tuple(int(part) for part in triton.__version__.split('.')[:2])
-    if version < TRITON_MIN_VERSION:
-        wanted = '.'.join(map(str, TRITON_MIN_VERSION))
-        return f'it needs Triton {wanted} or newer, not {triton.__version__}'
+    from ..kernels import OLDEST_TRITON
+
+    if tuple(int(part) for part in triton.__version__.split('.')[:2]) < OLDEST_TRITON:
+        oldest = '.'.join(map(str, OLDEST_TRITON))
+        return f'triton >= {oldest} is needed, {triton.__version__} is installed'
     return None
 
 
 @functools.cache
 def _device_unusable(device: torch.device) -> str | None:
-    """Why the kernels cannot run on tensors of a device, or None."""
+    """Say why the kernels cannot run on tensors of a device, or None if they can."""
     if device.type == 'cuda':
         capability = torch.cuda.get_device_capability(device)
         if torch.version.hip is None and capability < CUDA_MIN_CAPABILITY:
@@ -63,13 +67,13 @@ def _device_unusable(device: torch.device) -> str | None:
 
 
 def unavailable(name: str, *tensors: Tensor, kernel_size: int = 1) -> str | None:
-    """Why a backend cannot run here, or cannot take a call, or None if it can.
+    """Say why a backend cannot run here, or cannot take a call, or None if it can.
 
     Args:
         name: ``'torch'``, which takes everything, or ``'triton'``.
-        *tensors: Those of a call to an operator in its order, of which the first and the last are
-            looked at. Default: only whether the backend can run at all.
-        kernel_size: That of the call.
+        *tensors: The tensors of a call to an operator in its order, of which the first and the last
+            are looked at. Without any the answer is whether the backend can run at all.
+        kernel_size: The window size of the call. Default: 1.
 
     Raises:
         TypeError: ``kernel_size`` is not an int.
@@ -128,28 +132,34 @@ def backend(name: str) -> Iterator[None]:
 
 
 def requested_backend() -> str:
-    """What `backend` forces at this moment, or ``'auto'``: the last argument of every operator."""
+    """Return what `backend` forces now, or ``'auto'``: the last argument of every operator."""
     return _forced or 'auto'
 
 
-def use_triton(requested: str, high: Tensor, low: Tensor, kernel_size: int) -> bool:
-    """Whether a call goes to the Triton kernels.
+def implementation(
+    modules: dict[str, str], requested: str, high: Tensor, low: Tensor, kernel_size: int
+) -> ModuleType:
+    """Choose what runs a call of an operator, and import it.
 
     Args:
+        modules: For each of `BACKENDS` the module with the operator's ``forward`` and
+            ``backward``, relative to this package.
         requested: What `requested_backend` gave when the operator was called.
         high: The call's first tensor.
-        low: Its last.
-        kernel_size: Its window size.
+        low: The call's last tensor.
+        kernel_size: The call's window size.
 
     Raises:
         RuntimeError: Triton was forced and cannot take the call; the message says why.
     """
-    if requested == 'torch' or (requested == 'auto' and not low.is_cuda):
-        return False
-    reason = unavailable('triton', high, low, kernel_size=kernel_size)
-    if reason and requested == 'triton':
-        raise RuntimeError(f'the triton backend cannot run: {reason}')
-    return reason is None
+    name = 'torch'
+    if requested == 'triton' or (requested == 'auto' and low.is_cuda):
+        reason = unavailable('triton', high, low, kernel_size=kernel_size)
+        if reason is None:
+            name = 'triton'
+        elif requested == 'triton':
+            raise RuntimeError(f'the triton backend cannot run: {reason}')
+    return importlib.import_module(modules[name], __package__)
 
 
 def without_autocast(function: Callable) -> Callable:
@@ -168,7 +178,7 @@ def without_autocast(function: Callable) -> Callable:
 
 
 def autocast_is_on(x: object) -> bool:
-    """Whether autocast is on for the device of ``x``."""
+    """Return whether autocast is on for the device of ``x``."""
     if not isinstance(x, Tensor) or not torch.amp.is_autocast_available(x.device.type):
         return False
     return torch.is_autocast_enabled(x.device.type)

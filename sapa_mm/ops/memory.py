@@ -1,4 +1,4 @@
-"""Hints to the system about large tensors on the CPU."""
+"""The system is given hints about large tensors on the CPU."""
 
 import contextlib
 import ctypes
@@ -15,7 +15,7 @@ LARGE_BYTES = 2**22
 
 @functools.cache
 def _madvise() -> Callable | None:
-    """The C library's madvise, on Linux."""
+    """Return the C library's madvise, on Linux."""
     if not sys.platform.startswith('linux') or not hasattr(mmap, 'MADV_HUGEPAGE'):
         return None
     with contextlib.suppress(OSError, AttributeError):
@@ -25,20 +25,16 @@ def _madvise() -> Callable | None:
     return None
 
 
-def prefer_huge_pages(x: Tensor) -> Tensor:
+def prefer_huge_pages(x: Tensor) -> None:
     """Ask the system to back a fresh large CPU tensor with huge pages.
 
     Faulting in a result of 32 MiB 4 KiB at a time takes as long as computing it. Linux's usual
-    setting gives huge pages to those who ask. Only a hint: where it cannot be followed nothing
-    changes.
+    setting gives huge pages to those who ask. It is only a hint: where it cannot be followed
+    nothing changes.
 
     Args:
-        x: Just allocated and contiguous in memory.
-
-    Returns:
-        ``x``.
+        x: A tensor that was just allocated and is contiguous in memory.
     """
     if x.device.type == 'cpu' and x.nbytes >= LARGE_BYTES and _madvise():
         start = -(-x.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         _madvise()(start, x.data_ptr() + x.nbytes - start, mmap.MADV_HUGEPAGE)
-    return x

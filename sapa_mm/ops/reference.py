@@ -1,4 +1,4 @@
-"""Slow and obvious PyTorch versions of the window operators, which the tests believe.
+"""The tests believe these slow and obvious PyTorch versions of the window operators.
 
 Every window of every output pixel is gathered into memory, so a call takes ``kernel_size**2`` times
 the memory of its result. The computation runs in the dtype of the inputs (the tests pass float64)
@@ -17,7 +17,7 @@ from .normalization import NORMALIZATION_EPS
 _POSITIVE = {
     'sigmoid': torch.sigmoid,
     'relu': torch.relu,
-    # Beyond the threshold it is linear: with the default of 20 off by 2e-9, with 40 exact.
+    # Beyond the threshold it is linear: with the default of 20 it is off by 2e-9, with 40 exact.
     'softplus': partial(F.softplus, threshold=40),
 }
 _NORMALIZATIONS = ('softmax', *_POSITIVE, 'none')
@@ -27,7 +27,7 @@ _BORDERS = ('zero', 'mask', 'replicate')
 def _window_indices(
     low: int, high: int, kernel_size: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Positions of every output pixel's window along one axis.
+    """Compute the positions of every output pixel's window along one axis.
 
     Args:
         low: Pixels of the low-resolution axis.
@@ -143,7 +143,7 @@ def point_affiliation(
 def local_similarity(
     query: Tensor, key: Tensor, *, kernel_size: int = 5, temperature: float = 1.0
 ) -> Tensor:
-    r"""Scores of every output pixel against its parent's window (SAPA, Lu et al., NeurIPS 2022).
+    r"""Score every output pixel against its parent's window (SAPA, Lu et al., NeurIPS 2022).
 
     .. math:: s_{l', p} = \langle q_{l'}, k_{l+p} \rangle / t
 
@@ -164,7 +164,7 @@ def local_similarity(
 
 
 def assemble(weights: Tensor, value: Tensor, *, kernel_size: int = 5, groups: int = 1) -> Tensor:
-    r"""Weighted sum over every output pixel's window (SAPA, Lu et al., NeurIPS 2022).
+    r"""Sum over every output pixel's window by weights (SAPA, Lu et al., NeurIPS 2022).
 
     .. math:: o_{l'} = \textstyle\sum_p w_{l', p} v_{l+p}
 

@@ -1,17 +1,19 @@
-"""Local similarity: the first half of point affiliation."""
+"""Local similarity is the first half of point affiliation."""
 
 import torch
 from torch import Tensor
 
 from . import checks
-from .dispatch import autocast, requested_backend, use_triton, without_autocast
-from .window import Geometry, accumulation_dtype, empty_map
+from .dispatch import autocast, implementation, requested_backend, without_autocast
+from .layout import empty_map
+
+_IMPLEMENTATIONS = {'torch': '.strips.similarity', 'triton': '.launches.similarity'}
 
 
 def local_similarity(
     query: Tensor, key: Tensor, *, kernel_size: int = 5, temperature: float = 1.0
 ) -> Tensor:
-    r"""Inner product of every high-resolution point with the window around its parent.
+    r"""Compute the inner products of every high-resolution point with its parent's window.
 
     .. math:: s_{l'}(p) = \langle q_{l'}, k_{l+p} \rangle / T
 
@@ -48,16 +50,8 @@ def _forward(
     query: Tensor, key: Tensor, kernel_size: int, temperature: float, backend: str = 'auto'
 ) -> Tensor:
     out = empty_map(query, kernel_size**2, query.shape[2:])
-    if use_triton(backend, query, key, kernel_size):
-        from ..kernels import similarity as kernels
-
-        kernels.forward(query, key, out, kernel_size, factor=1 / temperature)
-        return out
-    geometry = Geometry(query, key, kernel_size)
-    for strip in geometry.strips(query.shape[1]):
-        q = geometry.load_pixels('query', query, strip)
-        scores = geometry.correlate(q, geometry.load_window('key', key, strip), strip)
-        geometry.store_weights(scores.div_(temperature), out, strip)
+    run = implementation(_IMPLEMENTATIONS, backend, query, key, kernel_size)
+    run.forward(query, key, out, kernel_size, temperature)
     return out
 
 
@@ -76,23 +70,10 @@ def _backward(
     temperature: float,
     backend: str = 'auto',
 ) -> tuple[Tensor, Tensor]:
-    grad_query = torch.empty_like(query)
-    if use_triton(backend, query, key, kernel_size):
-        from ..kernels import assembly as kernels
-
-        grad_key, factor = torch.empty_like(key), 1 / temperature
-        kernels.forward(grad, key, grad_query, kernel_size, factor=factor)
-        kernels.backward(grad, query, grad_key, kernel_size, factor=factor)
-        return grad_query, grad_key
-    geometry = Geometry(query, key, kernel_size)
-    grad_key = torch.zeros_like(key, dtype=accumulation_dtype(key.dtype))
-    for strip in geometry.strips(query.shape[1]):
-        grad_scores = geometry.load_weights(grad, strip) / temperature
-        k = geometry.load_window('key', key, strip)
-        geometry.store_pixels(geometry.gather(grad_scores, k, strip), grad_query, strip)
-        _, q_padded = geometry.load_pixels_padded('query', query, strip)
-        geometry.add_window(geometry.scatter(grad_scores, q_padded, strip), grad_key, strip)
-    return grad_query, grad_key.to(key.dtype)
+    grads = torch.empty_like(query), torch.empty_like(key)
+    run = implementation(_IMPLEMENTATIONS, backend, query, key, kernel_size)
+    run.backward(grad, query, key, *grads, kernel_size, temperature)
+    return grads
 
 
 @_backward.register_fake

@@ -5,7 +5,7 @@ from mmengine.model import BaseModule
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..ops.window import are_symbols
+from ..ops.parents import are_symbols
 from .checks import check_feature, check_features, check_positive_int
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.checks import check_choice
-from ..ops.window import upsample_parent
+from ..ops.parents import upsample_parent
 from .base import PairedUpsampler, block_grid, pad_to_even
 from .checks import check_bool
 

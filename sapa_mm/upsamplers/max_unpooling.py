@@ -5,7 +5,8 @@ from mmengine.registry import MODELS
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..ops.window import is_channels_last, upsample_parent
+from ..ops.layout import is_channels_last
+from ..ops.parents import upsample_parent
 from .base import PairedUpsampler
 
 

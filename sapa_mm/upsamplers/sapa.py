@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import point_affiliation
+from ..ops.affiliation import BORDERS
 from ..ops.checks import check_choice, check_kernel_size, check_temperature
 from ..ops.normalization import NORMALIZATIONS
-from ..ops.window import BORDERS, upsample_parent
+from ..ops.parents import upsample_parent
 from .base import Upsampler
 from .checks import check_bool, check_positive_int
 

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from ..ops import assemble, local_similarity, point_affiliation
 from ..ops.checks import check_alike, check_choice, check_kernel_size, check_map, check_temperature
 from ..ops.dispatch import autocast_is_on
-from ..ops.window import accumulation_dtype, upsample_parent
+from ..ops.layout import accumulation_dtype
+from ..ops.parents import upsample_parent
 from .base import SelfInitialized, Upsampler
 from .checks import check_bool, check_features, check_positive_int
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..ops import local_similarity
+from ..ops.layout import accumulation_dtype
 from ..ops.normalization import normalize
-from ..ops.window import accumulation_dtype
 from ..upsamplers.build import SingleInputUpsampler
 
 

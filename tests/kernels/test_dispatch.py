@@ -1,9 +1,12 @@
 """Which backend an operator runs, with real calls of the kernels counted."""
 
+import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from testing_utils import (
     make_tensor,
 )
 
+import sapa_mm
 from sapa_mm import ops
 from sapa_mm.kernels import affiliation, assembly, similarity
 from sapa_mm.ops import assemble, backend, local_similarity, point_affiliation, unavailable
@@ -196,12 +200,14 @@ def test_the_backward_follows_its_forward(op, calls, kernel_device):
     assert not calls
 
 
-def test_without_a_gpu_and_without_the_interpreter():
-    script = """
+# What the default gives, why the kernels cannot run, what forcing them raises, the default again.
+REFUSAL = """
 import torch
 from sapa_mm.ops import backend, point_affiliation, unavailable
 
-inputs = torch.randn(1, 4, 6, 8), torch.randn(1, 4, 3, 4), torch.randn(1, 5, 3, 4)
+device = 'cuda' if torch.cuda.is_available() else 'cpu'
+shapes = (1, 4, 6, 8), (1, 4, 3, 4), (1, 5, 3, 4)
+inputs = [torch.randn(shape, device=device) for shape in shapes]
 print(tuple(point_affiliation(*inputs).shape))
 print(unavailable('triton', *inputs, kernel_size=5))
 try:
@@ -211,12 +217,32 @@ except RuntimeError as error:
     print(error)
 print(tuple(point_affiliation(*inputs).shape))
 """
-    hidden = {'CUDA_VISIBLE_DEVICES': '', 'HIP_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
-    env = {**os.environ, **hidden}
-    env.pop('TRITON_INTERPRET', None)
+
+
+# The finder of an installed checkout would find its kernels for a copy too.
+FORGET_CHECKOUTS = """
+import sys
+
+finders = [getattr(f, '__module__', '').startswith('__editable__') for f in sys.meta_path]
+sys.meta_path[:] = [f for f, editable in zip(sys.meta_path, finders) if not editable]
+"""
+
+# A Triton that is the installed one but for its version.
+OLD_TRITON = """
+from pathlib import Path
+
+__path__ = [{folder!r}]
+init = Path({folder!r}, '__init__.py')
+exec(compile(init.read_text(), init, 'exec'))
+__version__ = '3.2.0'
+"""
+
+
+def refusal(before: str = '', **env: str) -> str:
+    """Run the script in an environment where the kernels cannot run; return why they cannot."""
     result = subprocess.run(
-        [sys.executable, '-c', script],
-        env=env,
+        [sys.executable, '-c', before + REFUSAL],
+        env={**os.environ, 'OMP_NUM_THREADS': '1', **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -225,10 +251,31 @@ print(tuple(point_affiliation(*inputs).shape))
     assert result.returncode == 0, result.stdout
     first, reason, error, last = result.stdout.splitlines()
     assert first == last == '(1, 5, 6, 8)'
-    assert error.startswith('the triton backend cannot run')
-    for sentence in (reason, error):
-        assert 'GPU' in sentence
-        assert 'TRITON_INTERPRET' in sentence
+    assert error == f'the triton backend cannot run: {reason}'
+    return reason
+
+
+def test_without_a_gpu_and_without_the_interpreter():
+    reason = refusal(CUDA_VISIBLE_DEVICES='', HIP_VISIBLE_DEVICES='', TRITON_INTERPRET='0')
+    assert 'GPU' in reason
+    assert 'TRITON_INTERPRET' in reason
+
+
+def test_in_a_checkout_that_is_not_installed(tmp_path):
+    """The package found by its path alone has no kernels inside."""
+    shutil.copytree(Path(sapa_mm.__file__).parent, tmp_path / 'sapa_mm')
+    reason = refusal(FORGET_CHECKOUTS, PYTHONPATH=str(tmp_path))
+    assert reason.startswith('sapa_mm.kernels is not installed')
+    assert 'pip install -e .' in reason
+
+
+def test_with_an_old_triton(tmp_path):
+    package = tmp_path / 'triton'
+    package.mkdir()
+    installed = importlib.util.find_spec('triton').submodule_search_locations[0]
+    (package / '__init__.py').write_text(OLD_TRITON.format(folder=installed))
+    reason = refusal(PYTHONPATH=str(tmp_path))
+    assert reason == 'triton >= 3.3 is needed, 3.2.0 is installed'
 
 
 @pytest.mark.parametrize(('normalization', 'border'), [('softmax', 'zero'), ('relu', 'mask')])

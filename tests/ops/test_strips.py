@@ -13,7 +13,7 @@ from testing_utils import (
 )
 
 from sapa_mm.ops import assemble, backend, local_similarity, point_affiliation, reference
-from sapa_mm.ops import window as window_arithmetic
+from sapa_mm.ops.strips import geometry
 
 pytestmark = pytest.mark.usefixtures('poisoned_memory')
 
@@ -39,15 +39,15 @@ STRIPS = {
 def rows(request, monkeypatch):
     """Rows of cells that a strip may have."""
     # 3 x 3 slots; 3 rows of 10 columns of weights are wider than any map.
-    monkeypatch.setattr(window_arithmetic, 'CPU_STRIP_BYTES', request.param * 8 * 9 * 30 * 8)
-    monkeypatch.setattr(window_arithmetic, 'DEVICE_STRIP_BYTES', request.param * 8 * 9 * 30 * 8)
+    monkeypatch.setattr(geometry, 'CPU_STRIP_BYTES', request.param * 8 * 9 * 30 * 8)
+    monkeypatch.setattr(geometry, 'DEVICE_STRIP_BYTES', request.param * 8 * 9 * 30 * 8)
     with backend('torch'):
         yield request.param
 
 
 def test_strips(rows):
     query, key, _ = affiliation_inputs(SIZES, dtype=torch.float64)
-    strips = window_arithmetic.Geometry(query, key, 3).strips(6)
+    strips = geometry.Geometry(query, key, 3).strips(6)
     found = [((s.images.start, s.images.stop), (s.y0, s.y1), (s.x0, s.x1)) for s in strips]
     assert found == STRIPS[rows]
 

@@ -1,0 +1,25 @@
+"""These functions know the memory formats and dtypes of maps."""
+
+import torch
+from torch import Tensor
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that sums are kept in: float64 for float64, otherwise float32."""
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Return whether the channels of (N, C, H, W) are its innermost dimension in memory."""
+    return x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
+
+
+def empty_map(like: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
+    """Return an empty (N, channels, *size) of the memory format, dtype and device of ``like``."""
+    last = is_channels_last(like)
+    return torch.empty(
+        (like.shape[0], channels, *size),
+        dtype=like.dtype,
+        device=like.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
