@@ -10,6 +10,7 @@ from .base import PairedUpsampler, Upsampler
 from .build import SingleInputUpsampler, build_steps, build_upsampler
 from .carafe import CARAFE
 from .index_net import IndexNet
+from .inspection import describe_upsampler, find_upsamplers, iter_upsamplers
 from .max_unpooling import MaxUnpooling
 from .sapa import SAPA
 from .soft_clustering import Assignment, SoftClustering, SoftClusteringUpsampler, superpixels
@@ -28,5 +29,8 @@ __all__ = [
     'Upsampler',
     'build_steps',
     'build_upsampler',
+    'describe_upsampler',
+    'find_upsamplers',
+    'iter_upsamplers',
     'superpixels',
 ]

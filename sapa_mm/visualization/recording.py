@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..ops import local_similarity
 from ..ops.normalization import normalize
 from ..ops.window import accumulation_dtype
-from ..upsamplers.build import SingleInputUpsampler
+from ..upsamplers.inspection import describe_upsampler, find_upsamplers
 
 
 @dataclass(frozen=True)
@@ -55,29 +55,6 @@ class Recording:
 
     steps: dict[str, UpsamplingStep] = field(default_factory=dict)
     inputs: Tensor | None = None
-
-
-def find_upsamplers(model: nn.Module) -> dict[str, nn.Module]:
-    """Find the upsamplers of a model, in the ``upsamplers`` of its hosts.
-
-    Args:
-        model: A segmentor, a detector, or a part of one.
-
-    Returns:
-        Name of a step to its upsampler. Where several hosts have a step of one name, the host comes
-        first, as in ``'neck.c4_c3'``. Empty if no host upsamples.
-    """
-    found = [
-        (host_name, step, upsampler)
-        for host_name, host in model.named_modules()
-        if isinstance(getattr(host, 'upsamplers', None), nn.ModuleDict)
-        for step, upsampler in host.upsamplers.items()
-    ]
-    steps = [step for _, step, _ in found]
-    return {
-        step if steps.count(step) == 1 else f'{host_name}.{step}'.lstrip('.'): upsampler
-        for host_name, step, upsampler in found
-    }
 
 
 def select_upsamplers(model: nn.Module, steps: Sequence[str] | None = None) -> dict[str, nn.Module]:
@@ -200,22 +177,13 @@ class _StepHook:
         with torch.no_grad():
             kernels = calls[0]() if len(calls) == 1 else None
         self.recording.steps[self.name] = UpsamplingStep(
-            self.name, _describe(module), x.detach(), guide.detach(), out.detach(), kernels
+            self.name, describe_upsampler(module), x.detach(), guide.detach(), out.detach(), kernels
         )
 
 
 def _features(x: Tensor, guide: Tensor, *others: object, **more: object) -> tuple[Tensor, Tensor]:
     """Both features of a call to an upsampler, by place or by name."""
     return x, guide
-
-
-def _describe(upsampler: nn.Module) -> str:
-    """The type of an upsampler, and of a SAPA its similarity."""
-    if isinstance(upsampler, SingleInputUpsampler):
-        return getattr(upsampler.layer, 'mode', type(upsampler.layer).__name__)
-    kind = type(upsampler).__name__
-    similarity = getattr(upsampler, 'similarity', None)
-    return f'{kind} ({similarity})' if isinstance(similarity, str) else kind
 
 
 def _assembly_kernels(

@@ -143,7 +143,7 @@ def test_kernels_of_others_assemble_the_output(kind):
         ('bilinear', 'bilinear'),
         ('deconv', 'ConvTranspose2d'),
         ('pixel_shuffle', 'PixelShufflePack'),
-        ('IndexNet', 'IndexNet'),
+        ('IndexNet', 'IndexNet (hin)'),
         ('MaxUnpooling', 'MaxUnpooling'),
     ],
 )
