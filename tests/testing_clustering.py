@@ -22,6 +22,24 @@ BRANCHES = ('identity', 'residual', 'block')
 #: Grids of strides 2 to 32 of a 65x97 image.
 SIZE = (65, 97)
 GRIDS = ((33, 49), (17, 25), (9, 13), (5, 7), (3, 4))
+#: What decode heads of 5 classes behind the tiny net of depth 18 take, all of them and each.
+COMMON = dict(
+    num_classes=5,
+    channels=8,
+    norm_cfg=dict(type='BN'),
+    loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=True),
+)
+HEADS = {
+    'FCNHead': dict(in_channels=64, in_index=3, num_convs=1),
+    'PSPHead': dict(in_channels=64, in_index=3, pool_scales=(1, 2)),
+    'ASPPHead': dict(in_channels=64, in_index=3, dilations=(1, 2)),
+    # Without c1, whose grid is of clusters at level 4 alone.
+    'DepthwiseSeparableASPPHead': dict(
+        in_channels=64, in_index=3, dilations=(1, 2), c1_in_channels=0, c1_channels=0
+    ),
+    # Of several levels; its logits are those of the stride 16.
+    'UPerHead': dict(in_channels=[32, 64], in_index=[2, 3], pool_scales=(1, 2)),
+}
 
 
 def build_pair(

@@ -1,10 +1,7 @@
-"""The features of a backbone that clusters, and the decode heads that use its clustering."""
+"""The features of a backbone that clusters, and what decodes a head's logits by them."""
 
-import functools
 from collections.abc import Iterable, Sequence
 
-from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-from mmseg.registry import MODELS
 from torch import Tensor
 
 from ..upsamplers.checks import check_bool
@@ -88,7 +85,16 @@ def check_clustered(inputs: object) -> None:
 class ClusterDecoding:
     """Mix-in for a decode head: its logits are decoded by the backbone's assignments.
 
-    The losses and the prediction then start from the decoded logits.
+    The losses and the prediction then start from the decoded logits. Parameters, their keys and the
+    losses are the head's, which stands behind the mix-in::
+
+        @MODELS.register_module()
+        class HCDNLHead(ClusterDecoding, DNLHead): ...
+
+    It may be any head whose ``forward`` gives the logits alone, on a grid of clusters, which is
+    that of the backbone's last feature with FCNHead, PSPHead, ASPPHead and their like. A head that
+    fuses finer features needs a level for its grid, and leaves the coarser levels without a
+    gradient, which several GPUs have to be told by ``find_unused_parameters=True``.
 
     Args:
         *args: The head's.
@@ -117,7 +123,7 @@ class ClusterDecoding:
         """
         check_clustered(inputs)
         logits = super().forward(inputs, *args)
-        head = type(self).__bases__[1].__name__
+        head = type(self).__name__.removeprefix('HC')
         if not isinstance(logits, Tensor):
             raise TypeError(
                 'head_type: expected a decode head whose forward gives the logits alone, got '
@@ -131,50 +137,3 @@ class ClusterDecoding:
                 f'{tuple(logits.shape[2:])}'
             )
         return inputs.decode(logits, hard=self.hard and not self.training)
-
-
-@functools.cache
-def _decoding(head: type) -> type:
-    """The class of ``head`` with `ClusterDecoding`; one, however often it is asked for."""
-    return type(f'HC{head.__name__}', (ClusterDecoding, head), {'__module__': __name__})
-
-
-def __getattr__(name: str) -> type:
-    """Find the class of a decoding head, which unpickling looks up here."""
-    head = MODELS.get(name.removeprefix('HC')) if name.startswith('HC') else None
-    if head is None:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return _decoding(head)
-
-
-@MODELS.register_module()
-def HCHead(head_type: str, **kwargs: object) -> BaseDecodeHead:
-    """Build a decode head of mmseg so that its logits are decoded by soft clustering.
-
-    It may be any whose ``forward`` gives the logits alone, on a grid of clusters, which is that of
-    the backbone's last feature with FCNHead, PSPHead, ASPPHead and their like. A head that fuses
-    finer features needs a level for its grid, and leaves the coarser levels without a gradient,
-    which several GPUs have to be told by ``find_unused_parameters=True``. Its parameters, their
-    keys and its losses are the head's::
-
-        decode_head=dict(type='HCHead', head_type='PSPHead', ...)
-
-    Args:
-        head_type: The head's ``type``.
-        **kwargs: The head's arguments, and ``hard``, see `ClusterDecoding`.
-
-    Returns:
-        The head.
-
-    Raises:
-        TypeError: No decode head.
-        ValueError: An unknown ``head_type``.
-    """
-    if not isinstance(head_type, str):
-        raise TypeError(f'head_type: expected the name of a decode head, got {head_type!r}')
-    head = MODELS.get(head_type)
-    if head is None:
-        raise ValueError(f'head_type: expected a decode head of mmseg, got {head_type!r}')
-    if not (isinstance(head, type) and issubclass(head, BaseDecodeHead)):
-        raise TypeError(f'head_type: expected a decode head of mmseg, got {head_type!r}, {head}')
-    return _decoding(head)(**kwargs)
