@@ -7,7 +7,7 @@ from mmdet.models.task_modules import MlvlPointGenerator
 from mmdet.registry import MODELS
 from torch import Tensor
 
-from .pixel_decoder import GuidedSteps
+from .pixel_decoder import GuidedSteps, forward_above_steps
 
 
 @MODELS.register_module()
@@ -21,8 +21,6 @@ class GuidedMSDeformAttnPixelDecoder(GuidedSteps, MSDeformAttnPixelDecoder):
     the left-out levels where there are several.
     """
 
-    _plain = MSDeformAttnPixelDecoder
-
     def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Compute the features of the masks and those of the transformer decoder.
 
@@ -35,7 +33,9 @@ class GuidedMSDeformAttnPixelDecoder(GuidedSteps, MSDeformAttnPixelDecoder):
         """
         levels = self.num_encoder_levels
         strides = self.strides[-levels:]
-        _, encoded = self._above_steps(
+        _, encoded = forward_above_steps(
+            MSDeformAttnPixelDecoder,
+            self,
             feats[-levels:],
             num_input_levels=levels,
             num_outs=levels,

@@ -10,19 +10,6 @@ from ..upsamplers import build_steps
 from ..upsamplers.top_down import level_steps
 
 
-class _Overlay:
-    """A module's attributes, some of them replaced."""
-
-    def __init__(self, module: nn.Module, attributes: dict[str, object]):
-        self.module = module
-        self.attributes = attributes
-
-    def __getattr__(self, name: str) -> object:
-        if name in self.attributes:
-            return self.attributes[name]
-        return getattr(self.module, name)
-
-
 class GuidedSteps:
     """Mix-in for a pixel decoder: ``x = output_conv(guide + up(x, guide))`` at every step.
 
@@ -43,8 +30,6 @@ class GuidedSteps:
         ValueError: Unknown upsampler or step.
     """
 
-    _plain: type[nn.Module]  # mmdetection's decoder, set by every sub-class
-
     def __init__(
         self,
         *args: object,
@@ -60,34 +45,6 @@ class GuidedSteps:
         """Initialize the pixel decoder, and the upsamplers, which it does not know of."""
         super().init_weights()
         self.upsamplers.init_weights()
-
-    def forward(
-        self, feats: Sequence[Tensor], batch_img_metas: list[dict]
-    ) -> tuple[Tensor, Tensor]:
-        """Compute the features of the masks and the memory of the transformer decoder.
-
-        Args:
-            feats: The backbone's features (N, C_i, H_i, W_i), fine to coarse.
-            batch_img_metas: Meta information of every image.
-
-        Returns:
-            Mask features (N, out_channels, H_1, W_1), and the memory as the pixel decoder has it.
-        """
-        x, memory = self._above_steps(feats[-1:], batch_img_metas, num_inputs=1)
-        return self.mask_feature(self._climb(x, feats)[-1]), memory
-
-    def _above_steps(self, *inputs: object, **attributes: object) -> tuple:
-        """What the pixel decoder's own forward returns before the first step.
-
-        Its forward is one function, encoder and steps. It runs here on the coarsest levels alone,
-        as that of a decoder which has no step and hands out its last feature unchanged.
-
-        Args:
-            *inputs: Arguments of the forward.
-            **attributes: What makes it one without steps.
-        """
-        attributes['mask_feature'] = nn.Identity()
-        return self._plain.forward(_Overlay(self, attributes), *inputs)
 
     def _climb(self, x: Tensor, feats: Sequence[Tensor]) -> list[Tensor]:
         """Take all steps; returns ``x`` and the output of each step, coarse to fine."""
@@ -122,7 +79,55 @@ class GuidedPixelDecoder(GuidedSteps, PixelDecoder, metaclass=_PassesForPixelDec
     ``PixelDecoder`` returns.
     """
 
-    _plain = PixelDecoder
+    def forward(
+        self, feats: Sequence[Tensor], batch_img_metas: list[dict]
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the features of the masks and the memory of the transformer decoder.
+
+        Args:
+            feats: The backbone's features (N, C_i, H_i, W_i), fine to coarse.
+            batch_img_metas: Not used.
+
+        Returns:
+            Mask features (N, out_channels, H_1, W_1), and the memory, which is the coarsest of
+            ``feats``.
+        """
+        x = self.last_feat_conv(feats[-1])
+        return self.mask_feature(self._climb(x, feats)[-1]), feats[-1]
+
+
+class _Overlay:
+    """A module's attributes, some of them replaced."""
+
+    def __init__(self, module: nn.Module, attributes: dict[str, object]):
+        self.module = module
+        self.attributes = attributes
+
+    def __getattr__(self, name: str) -> object:
+        if name in self.attributes:
+            return self.attributes[name]
+        return getattr(self.module, name)
+
+
+def forward_above_steps(
+    stock: type[nn.Module], decoder: nn.Module, *inputs: object, **attributes: object
+) -> tuple:
+    """Run the part of a pixel decoder's forward that comes before its first step, the encoder.
+
+    The stock forward is one function, encoder and steps. It runs here on the coarsest levels alone,
+    as that of a decoder which has no step and hands out its last feature unchanged.
+
+    Args:
+        stock: mmdetection's class of the decoder.
+        decoder: The decoder.
+        *inputs: Arguments of the forward.
+        **attributes: Attributes of the decoder that make it one without steps.
+
+    Returns:
+        What the stock forward returns, with its last feature in place of the mask features.
+    """
+    attributes['mask_feature'] = nn.Identity()
+    return stock.forward(_Overlay(decoder, attributes), *inputs)
 
 
 @MODELS.register_module()
@@ -134,4 +139,20 @@ class GuidedTransformerEncoderPixelDecoder(GuidedSteps, TransformerEncoderPixelD
     returns what ``TransformerEncoderPixelDecoder`` returns.
     """
 
-    _plain = TransformerEncoderPixelDecoder
+    def forward(
+        self, feats: Sequence[Tensor], batch_img_metas: list[dict]
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the features of the masks and the memory of the transformer decoder.
+
+        Args:
+            feats: The backbone's features (N, C_i, H_i, W_i), fine to coarse.
+            batch_img_metas: Meta information of every image.
+
+        Returns:
+            Mask features (N, out_channels, H_1, W_1), and the memory (N, feat_channels, h, w),
+            which is the encoder's output at the size of the coarsest of ``feats``.
+        """
+        x, memory = forward_above_steps(
+            TransformerEncoderPixelDecoder, self, feats[-1:], batch_img_metas, num_inputs=1
+        )
+        return self.mask_feature(self._climb(x, feats)[-1]), memory
