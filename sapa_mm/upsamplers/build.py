@@ -1,6 +1,6 @@
 """From a config to upsamplers, mmcv's single-input layers included."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from mmengine.model import ModuleDict
 from mmengine.registry import MODELS
@@ -142,7 +142,10 @@ def build_upsampler(cfg: dict, in_channels: int, guide_channels: int | None = No
 
 
 def build_steps(
-    upsample_cfg: dict, step_cfgs: dict | None, steps: dict[str, tuple[int, int]]
+    upsample_cfg: dict,
+    step_cfgs: dict | None,
+    steps: dict[str, tuple[int, int]],
+    skip: Collection[str] = (),
 ) -> ModuleDict:
     """Build one upsampler for each step of a host.
 
@@ -151,6 +154,7 @@ def build_steps(
         step_cfgs: Name of a step to the options that differ there; with a ``type`` of its own it
             replaces ``upsample_cfg``. Default: none.
         steps: Name of a step to (in_channels, guide_channels).
+        skip: Names of steps that do without an upsampler, whatever the configs say. Default: none.
 
     Returns:
         Upsamplers by the name of their step.
@@ -170,6 +174,8 @@ def build_steps(
             raise TypeError(f'step_cfgs[{name!r}]: expected a dict, got {cfg!r}')
     upsamplers = ModuleDict()  # torch's own would not pass init_weights on
     for name, channels in steps.items():
+        if name in skip:
+            continue
         override = step_cfgs.get(name, {})
         cfg = dict(override) if 'type' in override else {**upsample_cfg, **override}
         upsamplers[name] = build_upsampler(cfg, *channels)

@@ -152,6 +152,14 @@ def test_steps_merge_and_replace():
     assert not list(built['c'].parameters())
 
 
+def test_steps_to_skip_have_no_upsampler():
+    steps = {'a': (4, 4), 'b': (4, 6), 'c': (4, 4)}
+    built = build_steps(dict(type='SAPA'), {'b': dict(kernel_size=3)}, steps, skip=('b', 'x'))
+    assert list(built) == ['a', 'c']
+    with pytest.raises(ValueError, match="step_cfgs: expected steps of a, b, c, got 'd'"):
+        build_steps(dict(type='SAPA'), {'d': {}}, steps, skip=('b',))
+
+
 def test_bad_steps():
     with pytest.raises(ValueError, match="step_cfgs: expected steps of a, b, got 'c'"):
         build_steps(dict(type='SAPA'), {'c': {}}, {'a': (4, 4), 'b': (4, 4)})
