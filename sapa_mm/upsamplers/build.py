@@ -97,6 +97,26 @@ class SingleInputUpsampler(Upsampler):
         return fit_to_size(self.layer(x), size, self.ratio)
 
 
+def upsampler_types() -> list[str]:
+    """Name the types that ``upsample_cfg`` may have.
+
+    Returns:
+        The sub-classes of `Upsampler` in the registry of the running framework and in mmengine's,
+        SAPA first, and mmcv's layers. Other modules ``forward(x, guide)`` may be registered, which
+        cannot be told from the rest.
+    """
+    names = set()
+    with MODELS.switch_scope_and_registry(None) as registry:
+        while registry is not None:
+            names |= {
+                name
+                for name, kind in registry.module_dict.items()
+                if isinstance(kind, type) and issubclass(kind, Upsampler)
+            }
+            registry = registry.parent
+    return [*sorted(names, key=lambda name: (name != 'SAPA', name)), *SINGLE_INPUT]
+
+
 def check_upsample_cfg(name: str, cfg: object) -> None:
     """Raise TypeError unless ``cfg`` is a dict, ValueError unless its ``type`` is known."""
     if not isinstance(cfg, Mapping):
@@ -110,9 +130,8 @@ def check_upsample_cfg(name: str, cfg: object) -> None:
             return
     given = 'none' if kind is None else repr(kind)
     raise ValueError(
-        f'{name}: expected type SAPA, CARAFE, IndexNet, A2U, SoftClusteringUpsampler, '
-        f'MaxUnpooling, {", ".join(SINGLE_INPUT)} or a module registered in MODELS with '
-        f'forward(x, guide), got {given}'
+        f'{name}: expected type {", ".join(upsampler_types())} or a module registered in MODELS '
+        f'with forward(x, guide), got {given}'
     )
 
 
@@ -120,11 +139,10 @@ def build_upsampler(cfg: dict, in_channels: int, guide_channels: int | None = No
     """Build an upsampler from a config.
 
     Args:
-        cfg: ``dict(type=..., ...)``: ``'SAPA'``, ``'CARAFE'``, ``'IndexNet'``, ``'A2U'``,
-            ``'SoftClusteringUpsampler'``, ``'MaxUnpooling'``, another module registered in
-            ``MODELS`` that takes ``in_channels`` and ``guide_channels`` and has
-            ``forward(x, guide)``, or ``'nearest'``, ``'bilinear'``, ``'deconv'``,
-            ``'pixel_shuffle'`` with mmcv's options.
+        cfg: ``dict(type=..., ...)``: one of `upsampler_types`, such as ``'SAPA'``, or, with mmcv's
+            options, ``'nearest'``, ``'bilinear'``, ``'deconv'`` or ``'pixel_shuffle'``; or another
+            module registered in ``MODELS`` that takes ``in_channels`` and ``guide_channels`` and
+            has ``forward(x, guide)``.
         in_channels: Channels of the decoder feature.
         guide_channels: Channels of the encoder feature. Default: ``in_channels``.
 

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
@@ -5,7 +7,8 @@ from mmseg.registry import MODELS as MMSEG_MODELS
 from torch import nn
 from torch.nn import functional as F
 
-from sapa_mm.upsamplers import SAPA, build_steps, build_upsampler
+from sapa_mm.upsamplers import SAPA, Upsampler, build_steps, build_upsampler
+from sapa_mm.upsamplers.build import upsampler_types
 
 SIZES = [((4, 5), (8, 10)), ((17, 23), (33, 45)), ((16, 9), (33, 19)), ((5, 5), (5, 5))]
 
@@ -123,6 +126,29 @@ def test_a_module_of_a_frameworks_registry():
 def test_bad_config(cfg, error, message):
     with pytest.raises(error, match=message):
         build_upsampler(cfg, 4, 4)
+
+
+def test_an_unknown_type_is_told_the_registered_ones():
+    class Mine(Upsampler):
+        pass
+
+    def offered():
+        with pytest.raises(ValueError) as error:
+            build_upsampler(dict(type='SAPPA'), 4)
+        (names,) = re.findall('expected type (.*) or a module', str(error.value))
+        return names
+
+    ours = 'SAPA, A2U, CARAFE, IndexNet, MaxUnpooling, '
+    others = 'SoftClusteringUpsampler, nearest, bilinear, deconv, pixel_shuffle'
+    assert offered() == ours + others
+    assert ', '.join(upsampler_types()) == ours + others
+    MMSEG_MODELS.register_module(name='OursForTest', module=Mine)
+    try:
+        assert offered() == ours + others
+        with DefaultScope.overwrite_default_scope('mmseg'):
+            assert offered() == f'{ours}OursForTest, {others}'
+    finally:
+        MMSEG_MODELS.module_dict.pop('OursForTest')
 
 
 @pytest.mark.parametrize('kind', ['nearest', 'deconv', 'SAPA'])
