@@ -15,6 +15,8 @@ class GuidedFPN(GuidedTopDown, FPN):
     Takes the arguments of ``FPN``, and those of `GuidedTopDown`.
     """
 
+    replaces = 'FPN'
+
 
 @MODELS.register_module()
 class GuidedPAFPN(GuidedTopDown, PAFPN):
@@ -23,6 +25,8 @@ class GuidedPAFPN(GuidedTopDown, PAFPN):
     Takes the arguments of ``PAFPN``, and those of `GuidedTopDown`; without ``upsample_cfg`` it is
     ``PAFPN``. The bottom-up path is ``PAFPN``'s.
     """
+
+    replaces = 'PAFPN'
 
     def __init__(self, *args: object, upsample_cfg: dict | None = None, **kwargs: object):
         if upsample_cfg is not None:  # PAFPN has no such argument, so it must name an upsampler

@@ -21,6 +21,8 @@ class GuidedMSDeformAttnPixelDecoder(GuidedSteps, MSDeformAttnPixelDecoder):
     the left-out levels where there are several.
     """
 
+    replaces = 'MSDeformAttnPixelDecoder'
+
     def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Compute the features of the masks and those of the transformer decoder.
 

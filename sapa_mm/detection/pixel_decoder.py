@@ -6,11 +6,11 @@ from mmdet.models.layers import PixelDecoder, TransformerEncoderPixelDecoder
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from ..upsamplers import build_steps
+from ..upsamplers import GuidedHost, build_steps
 from ..upsamplers.top_down import level_steps
 
 
-class GuidedSteps:
+class GuidedSteps(GuidedHost):
     """Mix-in for a pixel decoder: ``x = output_conv(guide + up(x, guide))`` at every step.
 
     The guide is the lateral convolution, with its norm, of the backbone's feature, and x the output
@@ -79,6 +79,8 @@ class GuidedPixelDecoder(GuidedSteps, PixelDecoder, metaclass=_PassesForPixelDec
     ``PixelDecoder`` returns.
     """
 
+    replaces = 'PixelDecoder'
+
     def forward(
         self, feats: Sequence[Tensor], batch_img_metas: list[dict]
     ) -> tuple[Tensor, Tensor]:
@@ -138,6 +140,8 @@ class GuidedTransformerEncoderPixelDecoder(GuidedSteps, TransformerEncoderPixelD
     levels make three steps, ``'c4_c3'``, ``'c3_c2'`` and ``'c2_c1'``. With ``type='nearest'`` it
     returns what ``TransformerEncoderPixelDecoder`` returns.
     """
+
+    replaces = 'TransformerEncoderPixelDecoder'
 
     def forward(
         self, feats: Sequence[Tensor], batch_img_metas: list[dict]

@@ -12,3 +12,5 @@ class GuidedFPN(GuidedTopDown, FPN):
 
     Takes the arguments of ``FPN``, and those of `GuidedTopDown`.
     """
+
+    replaces = 'FPN'

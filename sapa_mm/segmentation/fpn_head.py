@@ -7,11 +7,11 @@ from mmseg.models.utils import Upsample
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from ..upsamplers import build_steps
+from ..upsamplers import GuidedHost, build_steps
 
 
 @MODELS.register_module()
-class GuidedFPNHead(FPNHead):
+class GuidedFPNHead(GuidedHost, FPNHead):
     """Semantic FPN's head whose every upsampling is guided by the level it reaches.
 
     As in ``FPNHead``, each level of the FPN goes through convolutions with a step x2 after each, up
@@ -36,6 +36,8 @@ class GuidedFPNHead(FPNHead):
         TypeError: ``upsample_cfg`` or ``step_cfgs`` is no dict.
         ValueError: Unknown upsampler or step, or no level of the stride that a step reaches.
     """
+
+    replaces = 'FPNHead'
 
     def __init__(
         self,

@@ -35,6 +35,8 @@ class GuidedUPerHead(TopDownPath, UPerHead):
         ValueError: Unknown upsampler or step.
     """
 
+    replaces = 'UPerHead'
+
     def __init__(
         self, upsample_cfg: dict | None = None, step_cfgs: dict | None = None, **kwargs: object
     ):

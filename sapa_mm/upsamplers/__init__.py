@@ -9,6 +9,7 @@ from .a2u import A2U
 from .base import PairedUpsampler, Upsampler
 from .build import SingleInputUpsampler, build_steps, build_upsampler
 from .carafe import CARAFE
+from .hosts import GuidedHost, GuidedType, guided_hosts
 from .index_net import IndexNet
 from .inspection import describe_upsampler, find_upsamplers, iter_upsamplers
 from .max_unpooling import MaxUnpooling
@@ -20,6 +21,8 @@ __all__ = [
     'CARAFE',
     'SAPA',
     'Assignment',
+    'GuidedHost',
+    'GuidedType',
     'IndexNet',
     'MaxUnpooling',
     'PairedUpsampler',
@@ -31,6 +34,7 @@ __all__ = [
     'build_upsampler',
     'describe_upsampler',
     'find_upsamplers',
+    'guided_hosts',
     'iter_upsamplers',
     'superpixels',
 ]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .build import build_steps
+from .hosts import GuidedHost
 
 
 def level_steps(coarsest: int, finest: int, channels: int) -> dict[str, tuple[int, int]]:
@@ -27,7 +28,7 @@ def level_steps(coarsest: int, finest: int, channels: int) -> dict[str, tuple[in
     return {f'c{i}_c{i - 1}': (channels, channels) for i in range(coarsest, finest, -1)}
 
 
-class TopDownPath:
+class TopDownPath(GuidedHost):
     """Mix-in for a host of a top-down path: ``lateral[i-1] += up(lateral[i], guide=lateral[i-1])``.
 
     The host says by `steps` which steps there are, and has their upsamplers in ``upsamplers``.
