@@ -15,9 +15,48 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f'{name}: expected one of {", ".join(choices)}, got {value!r}')
 
 
+def _is_number(value: object, kinds: type | tuple[type, ...]) -> bool:
+    """Whether ``value`` is of ``kinds``; True and False, which Python counts as ints, are not."""
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def check_int(name: str, value: object, low: int | None = None, high: int | None = None) -> None:
+    """Raise TypeError unless ``value`` is an int, ValueError unless it is within the bounds.
+
+    Args:
+        name: The argument's name.
+        value: The argument.
+        low: The least value that is allowed. Default: there is none.
+        high: The largest value that is allowed. Default: there is none.
+    """
+    if low is not None and high is not None:
+        wanted = f'an int from {low} to {high}'
+    elif low is not None:
+        wanted = 'a positive int' if low == 1 else f'an int of at least {low}'
+    elif high is not None:
+        wanted = f'an int of at most {high}'
+    else:
+        wanted = 'an int'
+    if not _is_number(value, int):
+        raise TypeError(f'{name}: expected {wanted}, got {value!r}')
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise ValueError(f'{name}: expected {wanted}, got {value}')
+
+
+def check_positive_int(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is an int, ValueError unless it is positive."""
+    check_int(name, value, low=1)
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f'{name}: expected True or False, got {value!r}')
+
+
 def check_kernel_size(kernel_size: object, name: str = 'kernel_size') -> None:
     """Raise TypeError unless it is an int, ValueError unless it is odd and positive."""
-    if isinstance(kernel_size, bool) or not isinstance(kernel_size, int):
+    if not _is_number(kernel_size, int):
         raise TypeError(f'{name}: expected an odd positive int, got {kernel_size!r}')
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f'{name}: expected an odd positive int, got {kernel_size}')
@@ -25,7 +64,7 @@ def check_kernel_size(kernel_size: object, name: str = 'kernel_size') -> None:
 
 def check_temperature(temperature: object) -> None:
     """Raise TypeError unless it is a number, ValueError unless it is finite and positive."""
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+    if not _is_number(temperature, (int, float)):
         raise TypeError(f'temperature: expected a positive number, got {temperature!r}')
     if not 0 < temperature < math.inf:
         raise ValueError(f'temperature: expected a positive number, got {temperature}')
@@ -99,7 +138,7 @@ def check_weights(weights: Tensor, value: Tensor, kernel_size: int, groups: obje
     check_map('weights', weights, '(N, G*K*K, Hg, Wg)')
     check_map('value', value, '(N, C, H, W)')
     check_alike('value', value, 'weights', weights)
-    if isinstance(groups, bool) or not isinstance(groups, int):
+    if not _is_number(groups, int):
         raise TypeError(f'groups: expected a positive int, got {groups!r}')
     if groups < 1 or value.shape[1] % groups:
         raise ValueError(

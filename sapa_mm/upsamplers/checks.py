@@ -3,21 +3,9 @@
 from torch import Tensor
 
 from ..ops.checks import check_alike, check_map, check_sizes
+from ..ops.checks import check_bool as check_bool
+from ..ops.checks import check_positive_int as check_positive_int
 from ..ops.dispatch import autocast_is_on
-
-
-def check_positive_int(name: str, value: object) -> None:
-    """Raise TypeError unless ``value`` is an int, ValueError unless it is positive."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f'{name}: expected a positive int, got {value!r}')
-    if value < 1:
-        raise ValueError(f'{name}: expected a positive int, got {value}')
-
-
-def check_bool(name: str, value: object) -> None:
-    """Raise TypeError unless ``value`` is True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f'{name}: expected True or False, got {value!r}')
 
 
 def check_feature(name: str, feature: Tensor, channels: int, layout: str) -> None:
