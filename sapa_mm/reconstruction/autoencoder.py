@@ -7,9 +7,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops.checks import check_choice
+from ..ops.checks import check_choice, check_positive_int
 from ..upsamplers import build_steps
-from ..upsamplers.checks import check_positive_int
 
 DOWNSAMPLES = ('conv', 'max_pool', 'paired')
 MODES = ('tensor', 'loss', 'predict')

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from ..ops.checks import check_choice
-from ..upsamplers.checks import check_positive_int
+from ..ops.checks import check_choice, check_positive_int
 
 FILES = {'train': 'train-images-idx3-ubyte', 'test': 't10k-images-idx3-ubyte'}
 WHERE = (

@@ -4,16 +4,13 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from ..upsamplers.checks import check_bool
+from ..ops.checks import check_bool, check_int
 from ..upsamplers.soft_clustering import Assignment
 
 
 def check_levels(levels: object) -> None:
     """Raise TypeError or ValueError unless ``levels`` is a number of clustering stages."""
-    if isinstance(levels, bool) or not isinstance(levels, int):
-        raise TypeError(f'levels: expected an int from 0 to 4, got {levels!r}')
-    if not 0 <= levels <= 4:
-        raise ValueError(f'levels: expected an int from 0 to 4, got {levels}')
+    check_int('levels', levels, low=0, high=4)
 
 
 class ClusteredFeatures(tuple):

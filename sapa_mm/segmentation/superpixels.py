@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..frameworks import require
+from ..ops.checks import check_int
 from ..upsamplers.soft_clustering import superpixels
 from .clustered_features import ClusteredFeatures
 
@@ -92,10 +93,7 @@ def boundary_recall(
     _check_maps(superpixel_map, label)
     if radius is None:
         radius = round(RADIUS_RATIO * math.hypot(*label.shape))
-    if isinstance(radius, bool) or not isinstance(radius, int):
-        raise TypeError(f'radius: expected pixels, an int, got {radius!r}')
-    if radius < 0:
-        raise ValueError(f'radius: expected pixels, 0 or more, got {radius}')
+    check_int('radius', radius, low=0)
     with require('scikit-image', 'boundary_recall', 'scikit-image'):
         from skimage.segmentation import find_boundaries
     ignored = (label == ignore_index).astype(np.uint8)

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import assemble
-from ..ops.checks import check_choice, check_kernel_size
+from ..ops.checks import check_bool, check_choice, check_kernel_size, check_positive_int
 from .base import PairedUpsampler, block_grid, pad_to_even
-from .checks import check_bool, check_positive_int
 
 MODES = ('static', 'hybrid', 'dynamic')
 NORMALIZATIONS = ('sigmoid_softmax', 'softmax')

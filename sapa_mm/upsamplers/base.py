@@ -5,8 +5,9 @@ from mmengine.model import BaseModule
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..ops.checks import check_positive_int
 from ..ops.window import are_symbols
-from .checks import check_feature, check_features, check_positive_int
+from .checks import check_feature, check_features
 
 
 class SelfInitialized(BaseModule):

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..frameworks import require
+from ..ops.checks import check_positive_int
 from .base import Upsampler, fit_to_size
-from .checks import check_positive_int
 
 INTERPOLATIONS = ('nearest', 'bilinear')
 SINGLE_INPUT = (*INTERPOLATIONS, 'deconv', 'pixel_shuffle')

@@ -6,9 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import assemble
-from ..ops.checks import check_kernel_size
+from ..ops.checks import check_kernel_size, check_positive_int
 from .base import Upsampler, fit_to_size
-from .checks import check_positive_int
 
 
 @MODELS.register_module()

@@ -6,10 +6,9 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops.checks import check_choice
+from ..ops.checks import check_bool, check_choice
 from ..ops.window import upsample_parent
 from .base import PairedUpsampler, block_grid, pad_to_even
-from .checks import check_bool
 
 VARIANTS = ('hin', 'm2o', 'o2o')
 

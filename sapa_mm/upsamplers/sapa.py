@@ -7,11 +7,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import point_affiliation
-from ..ops.checks import check_choice, check_kernel_size, check_temperature
+from ..ops.checks import (
+    check_bool,
+    check_choice,
+    check_kernel_size,
+    check_positive_int,
+    check_temperature,
+)
 from ..ops.normalization import NORMALIZATIONS
 from ..ops.window import BORDERS, upsample_parent
 from .base import Upsampler
-from .checks import check_bool, check_positive_int
 
 SIMILARITIES = ('inner', 'bilinear', 'plain', 'gated')
 SELF_INPUTS = ('normalized', 'raw')

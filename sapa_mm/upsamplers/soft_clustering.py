@@ -10,11 +10,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import assemble, local_similarity, point_affiliation
-from ..ops.checks import check_alike, check_choice, check_kernel_size, check_map, check_temperature
+from ..ops.checks import (
+    check_alike,
+    check_bool,
+    check_choice,
+    check_kernel_size,
+    check_map,
+    check_positive_int,
+    check_temperature,
+)
 from ..ops.dispatch import autocast_is_on
 from ..ops.window import accumulation_dtype, upsample_parent
 from .base import SelfInitialized, Upsampler
-from .checks import check_bool, check_features, check_positive_int
+from .checks import check_features
 
 # `assemble`, which applies an assignment, knows nothing beyond the image's edge.
 BORDERS = ('zero', 'mask')

@@ -12,7 +12,7 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from ..frameworks import require
-from ..upsamplers.checks import check_positive_int
+from ..ops.checks import check_positive_int
 
 
 class PictureHook(Hook):

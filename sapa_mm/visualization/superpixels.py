@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..frameworks import require
-from ..upsamplers.checks import check_positive_int
+from ..ops.checks import check_positive_int
 
 PANEL_INCHES = 2.4
 DPI = 150
