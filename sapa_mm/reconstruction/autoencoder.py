@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.checks import check_choice, check_positive_int
-from ..upsamplers import build_steps
+from ..upsamplers import PairedUpsampler, build_steps
+from ..upsamplers.build import registered_upsamplers
 
 DOWNSAMPLES = ('conv', 'max_pool', 'paired')
 MODES = ('tensor', 'loss', 'predict')
@@ -107,9 +108,10 @@ class Autoencoder(BaseModel):
             methods = all(hasattr(upsampler, method) for method in ('encode', 'downsample'))
             # A2U has the methods always, what they need only on request.
             if not methods or not getattr(upsampler, 'paired', True):
+                names = ', '.join(registered_upsamplers(PairedUpsampler))
                 raise ValueError(
                     "downsample_cfg: 'paired' expected an upsampler with encode and downsample "
-                    f'(IndexNet, MaxUnpooling, A2U with paired=True), got {name} {upsampler}'
+                    f'({names}, with paired=True where it is an option), got {name} {upsampler}'
                 )
 
     def reconstruct(self, image: Tensor) -> Tensor:

@@ -97,13 +97,15 @@ class SingleInputUpsampler(Upsampler):
         return fit_to_size(self.layer(x), size, self.ratio)
 
 
-def upsampler_types() -> list[str]:
-    """Name the types that ``upsample_cfg`` may have.
+def registered_upsamplers(base: type[Upsampler] = Upsampler) -> list[str]:
+    """Name the registered sub-classes of ``base``.
+
+    Args:
+        base: The class that they have in common.
 
     Returns:
-        The sub-classes of `Upsampler` in the registry of the running framework and in mmengine's,
-        SAPA first, and mmcv's layers. Other modules ``forward(x, guide)`` may be registered, which
-        cannot be told from the rest.
+        Those in the registry of the running framework and in mmengine's, SAPA first. Other modules
+        ``forward(x, guide)`` may be registered, which cannot be told from the rest.
     """
     names = set()
     with MODELS.switch_scope_and_registry(None) as registry:
@@ -111,10 +113,10 @@ def upsampler_types() -> list[str]:
             names |= {
                 name
                 for name, kind in registry.module_dict.items()
-                if isinstance(kind, type) and issubclass(kind, Upsampler)
+                if isinstance(kind, type) and issubclass(kind, base)
             }
             registry = registry.parent
-    return [*sorted(names, key=lambda name: (name != 'SAPA', name)), *SINGLE_INPUT]
+    return sorted(names, key=lambda name: (name != 'SAPA', name))
 
 
 def check_upsample_cfg(name: str, cfg: object) -> None:
@@ -129,9 +131,10 @@ def check_upsample_cfg(name: str, cfg: object) -> None:
         if isinstance(kind, str) and registry.get(kind) is not None:
             return
     given = 'none' if kind is None else repr(kind)
+    names = ', '.join([*registered_upsamplers(), *SINGLE_INPUT])
     raise ValueError(
-        f'{name}: expected type {", ".join(upsampler_types())} or a module registered in MODELS '
-        f'with forward(x, guide), got {given}'
+        f'{name}: expected type {names} or a module registered in MODELS with forward(x, guide), '
+        f'got {given}'
     )
 
 
@@ -139,10 +142,10 @@ def build_upsampler(cfg: dict, in_channels: int, guide_channels: int | None = No
     """Build an upsampler from a config.
 
     Args:
-        cfg: ``dict(type=..., ...)``: one of `upsampler_types`, such as ``'SAPA'``, or, with mmcv's
-            options, ``'nearest'``, ``'bilinear'``, ``'deconv'`` or ``'pixel_shuffle'``; or another
-            module registered in ``MODELS`` that takes ``in_channels`` and ``guide_channels`` and
-            has ``forward(x, guide)``.
+        cfg: ``dict(type=..., ...)``: one of `registered_upsamplers`, such as ``'SAPA'``; or, with
+            mmcv's options, ``'nearest'``, ``'bilinear'``, ``'deconv'`` or ``'pixel_shuffle'``; or
+            another module registered in ``MODELS`` that takes ``in_channels`` and
+            ``guide_channels`` and has ``forward(x, guide)``.
         in_channels: Channels of the decoder feature.
         guide_channels: Channels of the encoder feature. Default: ``in_channels``.
 
