@@ -8,17 +8,17 @@ from upsampler_oracles import randomize, to_parent_grid
 from sapa_mm.ops import reference
 from sapa_mm.upsamplers import SoftClustering
 
-#: Of the points and of the clusters. Not equal, so that their projections can be told apart.
+#: Points and clusters differ in width, so that their projections can be told apart.
 POINTS, CLUSTERS = 5, 7
 BORDERS = ('zero', 'mask')
-#: Every form of the similarity, with a temperature that keeps the softmax off its corners.
+#: These are all forms of the similarity; the temperature keeps the softmax off its corners.
 FORMS = [
     {'normalize': normalize, 'border': border, 'temperature': temperature}
     for normalize, temperature in ((True, 0.2), (False, 1.5))
     for border in BORDERS
 ]
-#: Ratios 1 to 4, 33x45 over 17x23, other odd ones, and maps smaller than the window. Without those
-#: where one cluster is all there is: the gradients of its weight, which is 1, are 0.
+#: There are ratios 1 to 4, 33x45 over 17x23, other odd ones, and maps smaller than the window. Left
+#: out are those where one cluster is all there is: the gradients of its weight, which is 1, are 0.
 CASES = [
     (sizes, kernel_size, form)
     for kernel_size, chosen in ((3, SIZES), (5, [SIZES[i] for i in (0, 3, 4, 8, 9)]))

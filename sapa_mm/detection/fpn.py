@@ -12,7 +12,7 @@ from ..upsamplers.top_down import GuidedTopDown
 class GuidedFPN(GuidedTopDown, FPN):
     """mmdetection's ``FPN`` whose top-down path upsamples with ``upsample_cfg``.
 
-    Takes the arguments of ``FPN``, and those of `GuidedTopDown`.
+    It takes the arguments of ``FPN``, and those of `GuidedTopDown`.
     """
 
     replaces = 'FPN'
@@ -22,8 +22,8 @@ class GuidedFPN(GuidedTopDown, FPN):
 class GuidedPAFPN(GuidedTopDown, PAFPN):
     """mmdetection's ``PAFPN`` whose top-down path upsamples with ``upsample_cfg``.
 
-    Takes the arguments of ``PAFPN``, and those of `GuidedTopDown`; without ``upsample_cfg`` it is
-    ``PAFPN``. The bottom-up path is ``PAFPN``'s.
+    It takes the arguments of ``PAFPN``, and those of `GuidedTopDown`; without ``upsample_cfg`` it
+    is ``PAFPN``. The bottom-up path is ``PAFPN``'s.
     """
 
     replaces = 'PAFPN'

@@ -14,9 +14,9 @@ from .pixel_decoder import GuidedSteps, forward_above_steps
 class GuidedMSDeformAttnPixelDecoder(GuidedSteps, MSDeformAttnPixelDecoder):
     """mmdetection's ``MSDeformAttnPixelDecoder`` that upsamples with ``upsample_cfg``.
 
-    Takes the arguments of ``MSDeformAttnPixelDecoder``, and those of `GuidedSteps`. There is a step
-    for every level that the deformable encoder leaves out: of Mask2Former's four levels the encoder
-    takes three, and the step is ``'c2_c1'``. With ``type='bilinear'`` it returns what
+    It takes the arguments of ``MSDeformAttnPixelDecoder``, and those of `GuidedSteps`. There is a
+    step for every level that the deformable encoder leaves out: the encoder takes three of
+    Mask2Former's four levels, and the step is ``'c2_c1'``. With ``type='bilinear'`` it returns what
     ``MSDeformAttnPixelDecoder`` returns; like that one, it needs backbone features of one width at
     the left-out levels where there are several.
     """

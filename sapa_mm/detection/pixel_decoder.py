@@ -57,11 +57,11 @@ class GuidedSteps(GuidedHost):
 
 
 class _PassesForPixelDecoder(type(PixelDecoder)):
-    """Lets ``type(decoder) == PixelDecoder`` hold for decoders of a sub-class.
+    """Let ``type(decoder) == PixelDecoder`` hold for decoders of a sub-class.
 
-    So asks ``MaskFormerHead`` whether the memory is the backbone's feature and must be projected to
-    the width of the transformer decoder. Of `GuidedPixelDecoder` it is, and without this the head
-    would leave the projection, and its weights in a checkpoint, out.
+    ``MaskFormerHead`` asks that to learn whether the memory is the backbone's feature and must be
+    projected to the width of the transformer decoder. The memory of `GuidedPixelDecoder` is, and
+    without this the head would leave the projection, and its weights in a checkpoint, out.
     """
 
     def __eq__(cls, other: object) -> bool:
@@ -74,7 +74,7 @@ class _PassesForPixelDecoder(type(PixelDecoder)):
 class GuidedPixelDecoder(GuidedSteps, PixelDecoder, metaclass=_PassesForPixelDecoder):
     """mmdetection's ``PixelDecoder`` that upsamples with ``upsample_cfg``.
 
-    Takes the arguments of ``PixelDecoder``, and those of `GuidedSteps`. Four levels make three
+    It takes the arguments of ``PixelDecoder``, and those of `GuidedSteps`. Four levels make three
     steps, ``'c4_c3'``, ``'c3_c2'`` and ``'c2_c1'``. With ``type='nearest'`` it returns what
     ``PixelDecoder`` returns.
     """
@@ -136,7 +136,7 @@ def forward_above_steps(
 class GuidedTransformerEncoderPixelDecoder(GuidedSteps, TransformerEncoderPixelDecoder):
     """mmdetection's ``TransformerEncoderPixelDecoder`` that upsamples with ``upsample_cfg``.
 
-    Takes the arguments of ``TransformerEncoderPixelDecoder``, and those of `GuidedSteps`. Four
+    It takes the arguments of ``TransformerEncoderPixelDecoder``, and those of `GuidedSteps`. Four
     levels make three steps, ``'c4_c3'``, ``'c3_c2'`` and ``'c2_c1'``. With ``type='nearest'`` it
     returns what ``TransformerEncoderPixelDecoder`` returns.
     """

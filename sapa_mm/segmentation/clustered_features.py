@@ -24,7 +24,7 @@ class ClusteredFeatures(tuple):
     is a neck, which makes new features and is the one to use the assignments (`HCFPN`).
 
     Attributes:
-        assignments: Fine to coarse: the points of each are the clusters of the one before.
+        assignments: They go fine to coarse: the points of each are the clusters of the one before.
     """
 
     assignments: tuple[Assignment, ...]
@@ -32,7 +32,12 @@ class ClusteredFeatures(tuple):
     def __new__(
         cls, features: Iterable[Tensor], assignments: Iterable[Assignment] = ()
     ) -> 'ClusteredFeatures':
-        """Args: features (N, C_i, H_i, W_i), fine to coarse, and their assignments."""
+        """Make the tuple.
+
+        Args:
+            features: (N, C_i, H_i, W_i), fine to coarse.
+            assignments: Their assignments, fine to coarse. Default: none.
+        """
         self = super().__new__(cls, features)
         self.assignments = tuple(assignments)
         return self
@@ -41,7 +46,7 @@ class ClusteredFeatures(tuple):
         """Bring a map to the finest grid there is an assignment for, level by level.
 
         Args:
-            value: (N, C, H, W) over the clusters of any assignment. Without assignments: any.
+            value: (N, C, H, W) over the clusters of any assignment; without assignments any map.
             hard: Take the value of every point's likeliest cluster alone.
 
         Returns:
@@ -63,7 +68,11 @@ class ClusteredFeatures(tuple):
         return value
 
     def between(self, low: tuple[int, int], high: tuple[int, int]) -> Assignment | None:
-        """The assignment of the points of grid ``high`` to the clusters of grid ``low``, if any."""
+        """Find the assignment of the points of grid ``high`` to the clusters of grid ``low``.
+
+        Returns:
+            The assignment, or None if there is none.
+        """
         for assignment in self.assignments:
             if assignment.size == low and tuple(assignment.weights.shape[2:]) == high:
                 return assignment

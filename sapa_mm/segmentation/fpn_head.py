@@ -55,7 +55,7 @@ class GuidedFPNHead(GuidedHost, FPNHead):
         self.upsamplers = build_steps(upsample_cfg, step_cfgs, steps)
 
     def _guides(self, level: int) -> list[int]:
-        """The levels that guide the steps of ``level``, in order."""
+        """Return the levels that guide the steps of ``level``, in order."""
         strides = list(self.feature_strides)
         count = sum(isinstance(layer, Upsample) for layer in self.scale_heads[level])
         reached = [strides[level] // 2**step for step in range(1, count + 1)]

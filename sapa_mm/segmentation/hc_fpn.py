@@ -13,7 +13,7 @@ from .clustered_features import ClusteredFeatures, check_clustered, check_levels
 class HCFPN(GuidedTopDown, FPN):
     """mmsegmentation's ``FPN`` that upsamples a level by the assignment of the finer one to it.
 
-    Behind `HCResNet`, straight from it. Steps that the backbone has no assignment for are upsampled
+    It stands right behind `HCResNet`. Steps that the backbone has no assignment for are upsampled
     as ``upsample_cfg`` says; with none at all it is the plain ``FPN``. An assignment that no step
     has a use for, that of a fourth level, gets no gradient, which several GPUs have to be told by
     ``find_unused_parameters=True``.

@@ -17,7 +17,7 @@ from .clustered_features import ClusterDecoding
 class HCFCNHead(ClusterDecoding, FCNHead):
     """``FCNHead`` with decoded logits.
 
-    Takes the arguments of ``FCNHead``, and those of `ClusterDecoding`.
+    It takes the arguments of ``FCNHead``, and those of `ClusterDecoding`.
     """
 
 
@@ -25,7 +25,7 @@ class HCFCNHead(ClusterDecoding, FCNHead):
 class HCPSPHead(ClusterDecoding, PSPHead):
     """``PSPHead``, PSPNet's, with decoded logits.
 
-    Takes the arguments of ``PSPHead``, and those of `ClusterDecoding`.
+    It takes the arguments of ``PSPHead``, and those of `ClusterDecoding`.
     """
 
 
@@ -33,7 +33,7 @@ class HCPSPHead(ClusterDecoding, PSPHead):
 class HCASPPHead(ClusterDecoding, ASPPHead):
     """``ASPPHead``, DeepLabv3's, with decoded logits.
 
-    Takes the arguments of ``ASPPHead``, and those of `ClusterDecoding`.
+    It takes the arguments of ``ASPPHead``, and those of `ClusterDecoding`.
     """
 
 
@@ -41,7 +41,7 @@ class HCASPPHead(ClusterDecoding, ASPPHead):
 class HCDepthwiseSeparableASPPHead(ClusterDecoding, DepthwiseSeparableASPPHead):
     """``DepthwiseSeparableASPPHead``, DeepLabv3+'s, with decoded logits.
 
-    Takes the arguments of ``DepthwiseSeparableASPPHead``, and those of `ClusterDecoding`. With
+    It takes the arguments of ``DepthwiseSeparableASPPHead``, and those of `ClusterDecoding`. With
     ``c1_in_channels`` the head fuses the finest feature, on whose grid there are clusters behind a
     backbone of 4 levels alone; with ``c1_in_channels=0`` its logits are on the coarsest grid.
     """
@@ -51,8 +51,8 @@ class HCDepthwiseSeparableASPPHead(ClusterDecoding, DepthwiseSeparableASPPHead):
 class HCUPerHead(ClusterDecoding, UPerHead):
     """``UPerHead``, UPerNet's, with decoded logits.
 
-    Takes the arguments of ``UPerHead``, and those of `ClusterDecoding`. Its logits are on the grid
-    of the first feature in ``in_index``, which must be one of clusters.
+    It takes the arguments of ``UPerHead``, and those of `ClusterDecoding`. Its logits are on the
+    grid of the first feature in ``in_index``, which must be one of clusters.
     """
 
 

@@ -44,7 +44,7 @@ class GuidedSegformerHead(GuidedHost, SegformerHead):
         self.upsamplers = build_steps(upsample_cfg, step_cfgs, steps)
 
     def _steps(self) -> Iterator[tuple[str, int, int]]:
-        """Name, index of the upsampled and of the guiding level of every step, in order."""
+        """Yield name, index of the upsampled and of the guiding level of every step, in order."""
         for source in range(len(self.convs) - 1, 0, -1):
             for guide in range(source - 1, -1, -1):
                 yield f'c{source + 1}_c{guide + 1}', source, guide

@@ -23,10 +23,10 @@ class SuperpixelVisualizationHook(PictureHook):
 
         custom_hooks = [dict(type='SuperpixelVisualizationHook', interval=50)]
 
-    Needs scikit-image. With test-time augmentation nothing is drawn.
+    It needs scikit-image. With test-time augmentation nothing is drawn.
 
     Args:
-        interval: Of every so many batches of a validation or test the first is drawn.
+        interval: The first of every so many batches of a validation or test is drawn.
 
     Raises:
         ImportError: scikit-image is not installed.

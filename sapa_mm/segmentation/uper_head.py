@@ -44,7 +44,7 @@ class GuidedUPerHead(TopDownPath, UPerHead):
         self.upsamplers = build_steps(upsample_cfg, step_cfgs, self.steps())
 
     def steps(self) -> dict[str, tuple[int, int]]:
-        """The steps from the pooling pyramid's level to the finest."""
+        """Return the steps from the pooling pyramid's level to the finest."""
         return level_steps(len(self.in_channels), 1, self.channels)
 
     def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""From a config to upsamplers, mmcv's single-input layers included."""
+"""Build upsamplers from configs, mmcv's single-input layers included."""
 
 from collections.abc import Collection, Mapping
 
@@ -63,8 +63,8 @@ class SingleInputUpsampler(Upsampler):
                 kernel_size = cfg.setdefault('kernel_size', 2 * self.ratio - self.ratio % 2)
                 check_positive_int('kernel_size', kernel_size)
                 if 'padding' not in cfg:
-                    # The result is then the ratio times as large. (Ratio 1 with an even kernel
-                    # cannot be, and gives a row and a column more.)
+                    # The result is then the ratio times as large. (It cannot be with ratio 1 and
+                    # an even kernel, which give a row and a column more.)
                     excess = kernel_size - self.ratio
                     cfg['padding'] = max(excess + (self.ratio > 1), 0) // 2
                     missing = 2 * cfg['padding'] - excess if self.ratio > 1 else 0
@@ -126,7 +126,7 @@ def check_upsample_cfg(name: str, cfg: object) -> None:
     kind = cfg.get('type')
     if isinstance(kind, type) or kind in SINGLE_INPUT:
         return
-    # In the registry of the running framework, which falls back on mmengine's.
+    # The registry of the running framework is asked, which falls back on mmengine's.
     with MODELS.switch_scope_and_registry(None) as registry:
         if isinstance(kind, str) and registry.get(kind) is not None:
             return

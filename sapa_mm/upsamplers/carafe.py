@@ -133,7 +133,7 @@ class CARAFE(Upsampler):
         return size[0] * size[1] * (predict * encoder.in_channels + window * self.in_channels)
 
     def extra_repr(self) -> str:
-        """The options that no sub-module shows."""
+        """Show the options that no sub-module shows."""
         return (
             f'{super().extra_repr()}, scale_factor={self.scale_factor}, '
             f'kernel_size={self.kernel_size}, groups={self.groups}'

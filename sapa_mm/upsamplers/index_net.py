@@ -178,5 +178,5 @@ class IndexNet(PairedUpsampler):
         return encode + self.in_channels * guide_size[0] * guide_size[1]
 
     def extra_repr(self) -> str:
-        """The options that no sub-module shows."""
+        """Show the options that no sub-module shows."""
         return f'{super().extra_repr()}, variant={self.variant!r}'

@@ -37,7 +37,7 @@ class TopDownPath(GuidedHost):
     upsamplers: ModuleDict
 
     def steps(self) -> dict[str, tuple[int, int]]:
-        """The steps of the path, as `level_steps` gives them."""
+        """Return the steps of the path, as `level_steps` gives them."""
         raise NotImplementedError
 
     def merge_top_down(self, laterals: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -113,7 +113,7 @@ class GuidedTopDown(TopDownPath):
             )
 
     def steps(self) -> dict[str, tuple[int, int]]:
-        """The steps from the coarsest of the levels in use to the finest."""
+        """Return the steps from the coarsest of the levels in use to the finest."""
         return level_steps(self.backbone_end_level, self.start_level + 1, self.out_channels)
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -141,14 +141,14 @@ class GuidedTopDown(TopDownPath):
         return (*outs, *self._extra_levels(inputs, laterals, outs))
 
     def _outputs(self, laterals: list[Tensor]) -> list[Tensor]:
-        """The levels of the backbone, from the merged laterals."""
+        """Compute the levels of the backbone from the merged laterals."""
         convs = self.fpn_convs[: len(laterals)]
         return [conv(x) for conv, x in zip(convs, laterals, strict=True)]
 
     def _extra_levels(
         self, inputs: Sequence[Tensor], laterals: list[Tensor], outs: list[Tensor]
     ) -> list[Tensor]:
-        """The levels above the backbone's, as the FPN's options say."""
+        """Compute the levels above the backbone's, as the FPN's options say."""
         count = self.num_outs - len(outs)
         extra: list[Tensor] = []
         if not self.add_extra_convs:

@@ -22,7 +22,7 @@ class PictureHook(Hook):
     nothing is drawn.
 
     Args:
-        interval: Of every so many batches the first is drawn.
+        interval: The first of every so many batches is drawn.
 
     Raises:
         ImportError: scikit-image, which draws boundaries, is not installed.

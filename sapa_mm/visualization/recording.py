@@ -1,4 +1,4 @@
-"""What goes into and comes out of every upsampler of a model while it runs."""
+"""Record what goes into and comes out of every upsampler of a model while it runs."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ class UpsamplingStep:
     """One upsampling.
 
     Attributes:
-        name: Of the step, such as ``'c4_c3'``.
+        name: Name of the step, such as ``'c4_c3'``.
         upsampler: What upsampled, such as ``'SAPA (gated)'``.
         x: Decoder feature (N, C, H, W).
         guide: Encoder feature (N, Cy, Hg, Wg).
@@ -182,14 +182,14 @@ class _StepHook:
 
 
 def _features(x: Tensor, guide: Tensor, *others: object, **more: object) -> tuple[Tensor, Tensor]:
-    """Both features of a call to an upsampler, by place or by name."""
+    """Return both features of a call to an upsampler, by place or by name."""
     return x, guide
 
 
 def _assembly_kernels(
     weights: Tensor, value: Tensor, kernel_size: int, groups: int = 1, backend: str = 'auto'
 ) -> Tensor:
-    """The kernels (N, G, K*K, Hg, Wg) of a call to ``sapa_mm::assemble``."""
+    """Return the kernels (N, G, K*K, Hg, Wg) of a call to ``sapa_mm::assemble``."""
     return weights.to(accumulation_dtype(weights.dtype)).unflatten(1, (groups, -1))
 
 
@@ -203,8 +203,8 @@ def _affiliation_kernels(
     border: str,
     backend: str = 'auto',
 ) -> Tensor:
-    """The kernels (N, 1, K*K, Hg, Wg) of a call to ``sapa_mm::point_affiliation``."""
-    # As the operator, which rounds neither scores nor weights.
+    """Compute the kernels (N, 1, K*K, Hg, Wg) of a call to ``sapa_mm::point_affiliation``."""
+    # The operator rounds neither scores nor weights.
     query, key = (t.to(accumulation_dtype(t.dtype)) for t in (query, key))
     scores = local_similarity(query, key, kernel_size=kernel_size, temperature=temperature)
     scores = scores.unflatten(1, (kernel_size, kernel_size))
@@ -225,7 +225,7 @@ def _affiliation_kernels(
 
 
 def _window(low: int, high: int, kernel_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The windows of ``high`` pixels along an axis of ``low``.
+    """Place the windows of ``high`` pixels along an axis of ``low``.
 
     Returns:
         (K, high) twice: the place in the window of the position nearest to each one inside the

@@ -20,8 +20,8 @@ from .upsampling import FEATURES, draw_upsampling, figure_to_rgb, input_image, o
 class UpsamplingVisualizationHook(PictureHook):
     """Give the visualizer a picture of every upsampling step, as `draw_upsampling` makes them.
 
-    For segmentors and detectors. Where the pictures end up the visualizer's backends say: files,
-    TensorBoard and so on::
+    It works with segmentors and detectors. Where the pictures end up the visualizer's backends
+    say: files, TensorBoard and so on::
 
         custom_hooks = [dict(type='UpsamplingVisualizationHook', interval=50)]
 
@@ -29,8 +29,8 @@ class UpsamplingVisualizationHook(PictureHook):
     augmentation nothing is drawn.
 
     Args:
-        interval: Of every so many batches of a validation or test the first is drawn, of that its
-            first image.
+        interval: The first of every so many batches of a validation or test is drawn, and of it
+            the first image.
         steps: Names of the steps to draw, such as ``['c4_c3']``. Default: all.
         features: How features are shown, ``'pca'`` or ``'first3'``, as in `feature_to_rgb`.
 
@@ -73,7 +73,7 @@ class UpsamplingVisualizationHook(PictureHook):
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Draw the first image of a batch, see `PictureHook`."""
         with record_upsampling(model, self.steps) as recording:
-            # A copy: predictions are written into the batch's data samples.
+            # It gets a copy, as predictions are written into the batch's data samples.
             model.test_step(copy.deepcopy(data_batch))
         image = input_image(recording.inputs, model.data_preprocessor)
         prediction = outline_prediction(image, outputs[0])

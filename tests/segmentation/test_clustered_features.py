@@ -13,7 +13,7 @@ from testing_hosts import assert_same_bits
 from sapa_mm.segmentation import ClusteredFeatures
 from sapa_mm.upsamplers import Assignment
 
-#: Of the levels' strides 4 to 32.
+#: These are the grids of strides 4 to 32.
 GRIDS = GRIDS[1:]
 CHANNELS = [8, 16, 32, 64]
 
@@ -94,7 +94,7 @@ def test_between():
     feats = ClusteredFeatures([], make_assignments())
     for i, assignment in enumerate(feats.assignments):
         assert feats.between(GRIDS[i + 1], GRIDS[i]) is assignment
-        # As the shapes of two maps have it.
+        # The shapes of two maps come in this type.
         sizes = (torch.Size(GRIDS[i + 1]), torch.Size(GRIDS[i]))
         assert feats.between(*sizes) is assignment
         assert feats.between(GRIDS[i], GRIDS[i + 1]) is None

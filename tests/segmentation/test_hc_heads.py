@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import sapa_mm.segmentation
 from sapa_mm.segmentation import HCFPN, ClusterDecoding, HCHead, HCPSPHead
 
-#: Of the levels' strides 4 to 32.
+#: These are the grids of strides 4 to 32.
 GRIDS = GRIDS[1:]
 CHANNELS = [8, 16, 32, 64]
 
@@ -39,7 +39,7 @@ def build_heads(name: str, **options: object) -> tuple[nn.Module, nn.Module]:
     """Ours and the stock head with its weights."""
     cfg = {**COMMON, **HEADS[name]}
     stock = getattr(decode_heads, name)(**cfg)
-    nn.init.normal_(stock.conv_seg.weight, std=10.0)  # for logits that differ
+    nn.init.normal_(stock.conv_seg.weight, std=10.0)  # so that logits differ
     ours = HCHead(head_type=name, **cfg, **options)
     assert list(ours.state_dict()) == list(stock.state_dict())
     ours.load_state_dict(stock.state_dict(), strict=True)
@@ -85,7 +85,7 @@ def test_logits_losses_and_predictions_are_the_decoded_ones(name, levels, traini
     feats, samples = make_features(levels), make_samples()
     logits = seeded(stock, feats)
     decoded = logits
-    # Coarse to fine, from the grid of the logits.
+    # The logits go up coarse to fine, from their own grid.
     for assignment in reversed(feats.assignments):
         if assignment.size == tuple(decoded.shape[2:]):
             decoded = assignment.decode(decoded)
@@ -112,7 +112,7 @@ def test_hard_is_for_evaluation_alone():
     assert torch.equal(ours.predict(feats, metas, {}), stock.predict_by_feat(hard, metas))
     ours.train(), stock.train()
     assert torch.equal(seeded(ours, feats), feats.decode(seeded(stock, feats)))
-    # And by default never.
+    # By default it never is.
     ours, stock = build_heads('FCNHead')
     logits = stock.eval()(feats)
     assert torch.equal(ours.eval()(feats), feats.decode(logits))
@@ -380,7 +380,7 @@ def test_merged_over_a_stock_config(tmp_path, head_type):
     assert type(model.auxiliary_head) is decode_heads.FCNHead
     stock = getattr(decode_heads, head_type)
     assert isinstance(head, stock)
-    # What the stock config says and ours does not.
+    # The stock config says this, and ours does not.
     expected = dict(
         FCNHead=('num_convs', 2),
         PSPHead=('pool_scales', (1, 2, 3, 6)),

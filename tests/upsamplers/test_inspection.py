@@ -51,7 +51,7 @@ def test_hosts_and_steps_in_the_order_of_the_model():
     model.neck = Host('c4_c3', 'c3_c2')
     model.head = nn.Sequential(nn.Conv2d(1, 1, 1), Host('c3_c2'))
     model.other = nn.Module()
-    model.other.upsamplers = [nn.Identity()]  # what is no ModuleDict is another matter
+    model.other.upsamplers = [nn.Identity()]  # a list is another matter
     found = list(iter_upsamplers(model))
     assert [(path, step) for path, step, _ in found] == [
         ('neck', 'c4_c3'),

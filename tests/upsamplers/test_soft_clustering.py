@@ -152,7 +152,7 @@ def test_embedding_is_what_is_compared(form):
     expected = reference.local_similarity(
         *embed(module.state_dict(), *inputs.values(), form['normalize']), kernel_size=3
     )
-    # However the temperature is dealt out between the two and the operator.
+    # It holds however the temperature is dealt out between the two and the operator.
     ratio = (scores.flatten() @ expected.flatten() / expected.square().sum()).item()
     assert min(abs(ratio - 1), abs(ratio * form['temperature'] - 1)) < 1e-9
     torch.testing.assert_close(scores, ratio * expected)
@@ -197,7 +197,7 @@ def test_borders_by_value(kernel_size, corner, edge, second_ring, normalize):
             equal = torch.full_like(assignment.weights, 1 / kernel_size**2)
             torch.testing.assert_close(assignment.weights, equal)
         else:
-            # Those inside share it.
+            # The positions inside share it.
             weights = assignment.weights[0, :, 0, 0]
             weights = weights[weights != 0]
             assert len(weights) == (kernel_size // 2 + 1) ** 2
@@ -218,7 +218,7 @@ def test_weights_outside_the_image():
     outside = {}
     for border in BORDERS:
         weights = make_module(border=border)(points, clusters).weights
-        # The row above the first row's window.
+        # This is the row above the first row's window.
         outside[border] = weights[:, :3, :2]
         assert (weights[:, 3:6, :, 4:12] > 0).all()
     assert (outside['zero'] > 0).all()
