@@ -12,16 +12,34 @@ from sapa_mm.segmentation import ClusteredFeatures, HCResNet
 from sapa_mm.upsamplers import Assignment
 
 TINY = dict(stem_channels=8, base_channels=8, norm_cfg=dict(type='BN'))
-#: The stock net and the options that make ours the same.
+#: Each has the stock net and the options that make ours the same.
 VARIANTS = {
     'V1c': (ResNetV1c, dict()),
     'V1d': (ResNetV1d, dict(avg_down=True)),
     'plain': (ResNet, dict(deep_stem=False)),
 }
 BRANCHES = ('identity', 'residual', 'block')
-#: Grids of strides 2 to 32 of a 65x97 image.
+#: A 65x97 image has these grids of strides 2 to 32.
 SIZE = (65, 97)
 GRIDS = ((33, 49), (17, 25), (9, 13), (5, 7), (3, 4))
+#: Decode heads of 5 classes behind the tiny net of depth 18 take these, all of them and each.
+COMMON = dict(
+    num_classes=5,
+    channels=8,
+    norm_cfg=dict(type='BN'),
+    loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=True),
+)
+HEADS = {
+    'FCNHead': dict(in_channels=64, in_index=3, num_convs=1),
+    'PSPHead': dict(in_channels=64, in_index=3, pool_scales=(1, 2)),
+    'ASPPHead': dict(in_channels=64, in_index=3, dilations=(1, 2)),
+    # It does without c1, whose grid is of clusters at level 4 alone.
+    'DepthwiseSeparableASPPHead': dict(
+        in_channels=64, in_index=3, dilations=(1, 2), c1_in_channels=0, c1_channels=0
+    ),
+    # It fuses several levels; its logits are those of the stride 16.
+    'UPerHead': dict(in_channels=[32, 64], in_index=[2, 3], pool_scales=(1, 2)),
+}
 
 
 def build_pair(
@@ -50,7 +68,7 @@ def make_images(size: tuple[int, int] = SIZE, **kwargs: object) -> Tensor:
 def make_features(levels: int, size: tuple[int, int] = SIZE) -> ClusteredFeatures:
     """What a backbone gives for two images, without its graph."""
     net = HCResNet(18, levels, **TINY)
-    net.eval()  # which gives nothing back, as in the stock net
+    net.eval()  # it gives nothing back, as in the stock net
     with torch.no_grad():
         return net(make_images(size))
 
@@ -69,7 +87,7 @@ def run_stock(stock: ResNet, images: Tensor) -> list[dict[str, Tensor]]:
 
     def keep(i: int, name: str, *, before: bool = False) -> object:
         def hook(_, args: tuple[Tensor], out: Tensor | None = None) -> None:
-            # A copy, as the block adds to its residual in place.
+            # It is a copy, as the block adds to its residual in place.
             stages[i][name] = (args[0] if before else out).clone()
 
         return hook

@@ -12,17 +12,21 @@ from ..upsamplers.top_down import GuidedTopDown
 class GuidedFPN(GuidedTopDown, FPN):
     """mmdetection's ``FPN`` whose top-down path upsamples with ``upsample_cfg``.
 
-    Takes the arguments of ``FPN``, and those of `GuidedTopDown`.
+    It takes the arguments of ``FPN``, and those of `GuidedTopDown`.
     """
+
+    replaces = 'FPN'
 
 
 @MODELS.register_module()
 class GuidedPAFPN(GuidedTopDown, PAFPN):
     """mmdetection's ``PAFPN`` whose top-down path upsamples with ``upsample_cfg``.
 
-    Takes the arguments of ``PAFPN``, and those of `GuidedTopDown`; without ``upsample_cfg`` it is
-    ``PAFPN``. The bottom-up path is ``PAFPN``'s.
+    It takes the arguments of ``PAFPN``, and those of `GuidedTopDown`; without ``upsample_cfg`` it
+    is ``PAFPN``. The bottom-up path is ``PAFPN``'s.
     """
+
+    replaces = 'PAFPN'
 
     def __init__(self, *args: object, upsample_cfg: dict | None = None, **kwargs: object):
         if upsample_cfg is not None:  # PAFPN has no such argument, so it must name an upsampler

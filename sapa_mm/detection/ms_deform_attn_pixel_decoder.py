@@ -7,21 +7,21 @@ from mmdet.models.task_modules import MlvlPointGenerator
 from mmdet.registry import MODELS
 from torch import Tensor
 
-from .pixel_decoder import GuidedSteps
+from .pixel_decoder import GuidedSteps, forward_above_steps
 
 
 @MODELS.register_module()
 class GuidedMSDeformAttnPixelDecoder(GuidedSteps, MSDeformAttnPixelDecoder):
     """mmdetection's ``MSDeformAttnPixelDecoder`` that upsamples with ``upsample_cfg``.
 
-    Takes the arguments of ``MSDeformAttnPixelDecoder``, and those of `GuidedSteps`. There is a step
-    for every level that the deformable encoder leaves out: of Mask2Former's four levels the encoder
-    takes three, and the step is ``'c2_c1'``. With ``type='bilinear'`` it returns what
+    It takes the arguments of ``MSDeformAttnPixelDecoder``, and those of `GuidedSteps`. There is a
+    step for every level that the deformable encoder leaves out: the encoder takes three of
+    Mask2Former's four levels, and the step is ``'c2_c1'``. With ``type='bilinear'`` it returns what
     ``MSDeformAttnPixelDecoder`` returns; like that one, it needs backbone features of one width at
     the left-out levels where there are several.
     """
 
-    _plain = MSDeformAttnPixelDecoder
+    replaces = 'MSDeformAttnPixelDecoder'
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Compute the features of the masks and those of the transformer decoder.
@@ -35,7 +35,9 @@ class GuidedMSDeformAttnPixelDecoder(GuidedSteps, MSDeformAttnPixelDecoder):
         """
         levels = self.num_encoder_levels
         strides = self.strides[-levels:]
-        _, encoded = self._above_steps(
+        _, encoded = forward_above_steps(
+            MSDeformAttnPixelDecoder,
+            self,
             feats[-levels:],
             num_input_levels=levels,
             num_outs=levels,

@@ -6,24 +6,11 @@ from mmdet.models.layers import PixelDecoder, TransformerEncoderPixelDecoder
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from ..upsamplers import build_steps
+from ..upsamplers import GuidedHost, build_steps
 from ..upsamplers.top_down import level_steps
 
 
-class _Overlay:
-    """A module's attributes, some of them replaced."""
-
-    def __init__(self, module: nn.Module, attributes: dict[str, object]):
-        self.module = module
-        self.attributes = attributes
-
-    def __getattr__(self, name: str) -> object:
-        if name in self.attributes:
-            return self.attributes[name]
-        return getattr(self.module, name)
-
-
-class GuidedSteps:
+class GuidedSteps(GuidedHost):
     """Mix-in for a pixel decoder: ``x = output_conv(guide + up(x, guide))`` at every step.
 
     The guide is the lateral convolution, with its norm, of the backbone's feature, and x the output
@@ -43,8 +30,6 @@ class GuidedSteps:
         ValueError: Unknown upsampler or step.
     """
 
-    _plain: type[nn.Module]  # mmdetection's decoder, set by every sub-class
-
     def __init__(
         self,
         *args: object,
@@ -61,34 +46,6 @@ class GuidedSteps:
         super().init_weights()
         self.upsamplers.init_weights()
 
-    def forward(
-        self, feats: Sequence[Tensor], batch_img_metas: list[dict]
-    ) -> tuple[Tensor, Tensor]:
-        """Compute the features of the masks and the memory of the transformer decoder.
-
-        Args:
-            feats: The backbone's features (N, C_i, H_i, W_i), fine to coarse.
-            batch_img_metas: Meta information of every image.
-
-        Returns:
-            Mask features (N, out_channels, H_1, W_1), and the memory as the pixel decoder has it.
-        """
-        x, memory = self._above_steps(feats[-1:], batch_img_metas, num_inputs=1)
-        return self.mask_feature(self._climb(x, feats)[-1]), memory
-
-    def _above_steps(self, *inputs: object, **attributes: object) -> tuple:
-        """What the pixel decoder's own forward returns before the first step.
-
-        Its forward is one function, encoder and steps. It runs here on the coarsest levels alone,
-        as that of a decoder which has no step and hands out its last feature unchanged.
-
-        Args:
-            *inputs: Arguments of the forward.
-            **attributes: What makes it one without steps.
-        """
-        attributes['mask_feature'] = nn.Identity()
-        return self._plain.forward(_Overlay(self, attributes), *inputs)
-
     def _climb(self, x: Tensor, feats: Sequence[Tensor]) -> list[Tensor]:
         """Take all steps; returns ``x`` and the output of each step, coarse to fine."""
         outs = [x]
@@ -100,11 +57,11 @@ class GuidedSteps:
 
 
 class _PassesForPixelDecoder(type(PixelDecoder)):
-    """Lets ``type(decoder) == PixelDecoder`` hold for decoders of a sub-class.
+    """Let ``type(decoder) == PixelDecoder`` hold for decoders of a sub-class.
 
-    So asks ``MaskFormerHead`` whether the memory is the backbone's feature and must be projected to
-    the width of the transformer decoder. Of `GuidedPixelDecoder` it is, and without this the head
-    would leave the projection, and its weights in a checkpoint, out.
+    ``MaskFormerHead`` asks that to learn whether the memory is the backbone's feature and must be
+    projected to the width of the transformer decoder. The memory of `GuidedPixelDecoder` is, and
+    without this the head would leave the projection, and its weights in a checkpoint, out.
     """
 
     def __eq__(cls, other: object) -> bool:
@@ -117,21 +74,89 @@ class _PassesForPixelDecoder(type(PixelDecoder)):
 class GuidedPixelDecoder(GuidedSteps, PixelDecoder, metaclass=_PassesForPixelDecoder):
     """mmdetection's ``PixelDecoder`` that upsamples with ``upsample_cfg``.
 
-    Takes the arguments of ``PixelDecoder``, and those of `GuidedSteps`. Four levels make three
+    It takes the arguments of ``PixelDecoder``, and those of `GuidedSteps`. Four levels make three
     steps, ``'c4_c3'``, ``'c3_c2'`` and ``'c2_c1'``. With ``type='nearest'`` it returns what
     ``PixelDecoder`` returns.
     """
 
-    _plain = PixelDecoder
+    replaces = 'PixelDecoder'
+
+    def forward(
+        self, feats: Sequence[Tensor], batch_img_metas: list[dict]
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the features of the masks and the memory of the transformer decoder.
+
+        Args:
+            feats: The backbone's features (N, C_i, H_i, W_i), fine to coarse.
+            batch_img_metas: Not used.
+
+        Returns:
+            Mask features (N, out_channels, H_1, W_1), and the memory, which is the coarsest of
+            ``feats``.
+        """
+        x = self.last_feat_conv(feats[-1])
+        return self.mask_feature(self._climb(x, feats)[-1]), feats[-1]
+
+
+class _Overlay:
+    """A module's attributes, some of them replaced."""
+
+    def __init__(self, module: nn.Module, attributes: dict[str, object]):
+        self.module = module
+        self.attributes = attributes
+
+    def __getattr__(self, name: str) -> object:
+        if name in self.attributes:
+            return self.attributes[name]
+        return getattr(self.module, name)
+
+
+def forward_above_steps(
+    stock: type[nn.Module], decoder: nn.Module, *inputs: object, **attributes: object
+) -> tuple:
+    """Run the part of a pixel decoder's forward that comes before its first step, the encoder.
+
+    The stock forward is one function, encoder and steps. It runs here on the coarsest levels alone,
+    as that of a decoder which has no step and hands out its last feature unchanged.
+
+    Args:
+        stock: mmdetection's class of the decoder.
+        decoder: The decoder.
+        *inputs: Arguments of the forward.
+        **attributes: Attributes of the decoder that make it one without steps.
+
+    Returns:
+        What the stock forward returns, with its last feature in place of the mask features.
+    """
+    attributes['mask_feature'] = nn.Identity()
+    return stock.forward(_Overlay(decoder, attributes), *inputs)
 
 
 @MODELS.register_module()
 class GuidedTransformerEncoderPixelDecoder(GuidedSteps, TransformerEncoderPixelDecoder):
     """mmdetection's ``TransformerEncoderPixelDecoder`` that upsamples with ``upsample_cfg``.
 
-    Takes the arguments of ``TransformerEncoderPixelDecoder``, and those of `GuidedSteps`. Four
+    It takes the arguments of ``TransformerEncoderPixelDecoder``, and those of `GuidedSteps`. Four
     levels make three steps, ``'c4_c3'``, ``'c3_c2'`` and ``'c2_c1'``. With ``type='nearest'`` it
     returns what ``TransformerEncoderPixelDecoder`` returns.
     """
 
-    _plain = TransformerEncoderPixelDecoder
+    replaces = 'TransformerEncoderPixelDecoder'
+
+    def forward(
+        self, feats: Sequence[Tensor], batch_img_metas: list[dict]
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the features of the masks and the memory of the transformer decoder.
+
+        Args:
+            feats: The backbone's features (N, C_i, H_i, W_i), fine to coarse.
+            batch_img_metas: Meta information of every image.
+
+        Returns:
+            Mask features (N, out_channels, H_1, W_1), and the memory (N, feat_channels, h, w),
+            which is the encoder's output at the size of the coarsest of ``feats``.
+        """
+        x, memory = forward_above_steps(
+            TransformerEncoderPixelDecoder, self, feats[-1:], batch_img_metas, num_inputs=1
+        )
+        return self.mask_feature(self._climb(x, feats)[-1]), memory

@@ -7,16 +7,16 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops.checks import check_choice
-from ..upsamplers import build_steps
-from ..upsamplers.checks import check_positive_int
+from ..ops.checks import check_choice, check_positive_int
+from ..upsamplers import PairedUpsampler, build_steps
+from ..upsamplers.build import registered_upsamplers
 
 DOWNSAMPLES = ('conv', 'max_pool', 'paired')
 MODES = ('tensor', 'loss', 'predict')
 
 
 def conv_block(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    """A 3x3 convolution, batch normalization and ReLU."""
+    """Build a 3x3 convolution, batch normalization and ReLU."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -89,14 +89,14 @@ class Autoencoder(BaseModel):
         if self.downsample == 'conv':
             self.downsamples = nn.ModuleList(conv_block(width, width, 2) for width in widths)
         elif self.downsample == 'max_pool':
-            # Rounded up, as a convolution of stride 2 does at odd sizes.
+            # It rounds up, as a convolution of stride 2 does at odd sizes.
             self.downsamples = nn.ModuleList(nn.MaxPool2d(2, ceil_mode=True) for _ in widths)
         steps = {f'c{i + 1}_c{i}': (width, width) for i, width in enumerate(widths, start=1)}
         self.steps = tuple(steps)
         self.upsamplers = build_steps(upsample_cfg, step_cfgs, steps)
         if self.downsample == 'paired':
             self._check_paired()
-        # From the bottleneck up; `output` is the last one.
+        # They go from the bottleneck up; `output` is the last one.
         self.decoder = nn.ModuleList(map(conv_block, [bottleneck, *widths[:0:-1]], widths[::-1]))
         # The paper writes the last layer C(1) too. Normalized over the batch, an image's brightness
         # would hang on its neighbours, and where ReLU gives 0 a wrong pixel has no gradient.
@@ -108,9 +108,10 @@ class Autoencoder(BaseModel):
             methods = all(hasattr(upsampler, method) for method in ('encode', 'downsample'))
             # A2U has the methods always, what they need only on request.
             if not methods or not getattr(upsampler, 'paired', True):
+                names = ', '.join(registered_upsamplers(PairedUpsampler))
                 raise ValueError(
                     "downsample_cfg: 'paired' expected an upsampler with encode and downsample "
-                    f'(IndexNet, MaxUnpooling, A2U with paired=True), got {name} {upsampler}'
+                    f'({names}, with paired=True where it is an option), got {name} {upsampler}'
                 )
 
     def reconstruct(self, image: Tensor) -> Tensor:

@@ -14,15 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from ..ops.checks import check_choice
-from ..upsamplers.checks import check_positive_int
+from ..ops.checks import check_choice, check_positive_int
 
 FILES = {'train': 'train-images-idx3-ubyte', 'test': 't10k-images-idx3-ubyte'}
 WHERE = (
     "Debian's package dataset-fashion-mnist installs Fashion-MNIST to "
     '/usr/share/datasets/fashion-mnist'
 )
-# Two zeros, the code of unsigned bytes, and the number of dimensions.
+# The file begins with two zeros, the code of unsigned bytes, and the number of dimensions.
 MAGIC = b'\x00\x00\x08\x03'
 HEADER = struct.Struct('>4s3I')
 
@@ -64,7 +63,7 @@ def read_idx_images(path: str | os.PathLike) -> Tensor:
             f'{path}: expected {count} images of {height} x {width}, {math.prod(shape)} bytes, '
             f'got {got} bytes'
         )
-    # A copy, since the bytes are not writable, which torch would warn of.
+    # It is a copy, since the bytes are not writable, which torch would warn of.
     return torch.from_numpy(np.frombuffer(data, np.uint8, offset=HEADER.size).copy()).view(shape)
 
 
@@ -131,7 +130,7 @@ class IdxImages(Dataset):
 
     @staticmethod
     def _resize(images: Tensor, size: int) -> Tensor:
-        """(N, H, W) to (N, size, size), uint8."""
+        """Resize images (N, H, W) to (N, size, size), uint8."""
         resized = F.interpolate(
             images.unsqueeze(1).float(), (size, size), mode='bilinear', align_corners=False
         )
@@ -139,13 +138,13 @@ class IdxImages(Dataset):
 
     @property
     def metainfo(self) -> dict:
-        """What the evaluators are told."""
+        """Tell the evaluators what they ask for."""
         return {'dataset_type': type(self).__name__, 'task_name': 'reconstruction'}
 
     def __len__(self) -> int:
-        """The number of images."""
+        """Count the images."""
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """``inputs``: an image (1, size, size), float32 in [0, 1]."""
+        """Return an image (1, size, size), float32 in [0, 1], under ``inputs``."""
         return {'inputs': self.images[index] / 255}

@@ -12,7 +12,7 @@ from ..frameworks import require
 
 @METRICS.register_module()
 class ReconstructionMetric(BaseMetric):
-    """How well images in [0, 1] are reconstructed.
+    """Measure how well images in [0, 1] are reconstructed.
 
     - ``RMSE``: the square root of the mean squared error over all pixels of all images.
     - ``PSNR``: -20 log10(RMSE), in dB; not the mean of the images' own PSNR, which is larger.
@@ -61,14 +61,14 @@ class ReconstructionMetric(BaseMetric):
                 sigma=1.5,
                 use_sample_covariance=False,
             )
-            # Per image, so that what a distributed sampler adds to the last batch can be dropped.
+            # One entry an image lets mmengine drop what a distributed sampler adds at the end.
             self.results.append((error.size, (error**2).sum(), np.abs(error).sum(), float(ssim)))
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Average over all images.
 
         Args:
-            results: Of each image the number of values, the sums of squared and absolute errors,
+            results: For each image the number of values, the sums of squared and absolute errors,
                 and the SSIM.
 
         Returns:

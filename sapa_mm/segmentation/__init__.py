@@ -6,10 +6,18 @@ with require('mmsegmentation', __name__, '"mmcv>=2.0,<2.2" mmsegmentation==1.2.2
     import mmseg.models  # noqa: F401
 
 from .boundary_iou import BoundaryIoU
-from .clustered_features import ClusterDecoding, ClusteredFeatures, HCHead
+from .clustered_features import ClusterDecoding, ClusteredFeatures
 from .fpn import GuidedFPN
 from .fpn_head import GuidedFPNHead
 from .hc_fpn import HCFPN
+from .hc_heads import (
+    HCASPPHead,
+    HCDepthwiseSeparableASPPHead,
+    HCFCNHead,
+    HCHead,
+    HCPSPHead,
+    HCUPerHead,
+)
 from .hc_resnet import HCResNet
 from .segformer_head import GuidedSegformerHead
 from .superpixel_hook import SuperpixelVisualizationHook
@@ -31,8 +39,13 @@ __all__ = [
     'GuidedFPNHead',
     'GuidedSegformerHead',
     'GuidedUPerHead',
+    'HCASPPHead',
+    'HCDepthwiseSeparableASPPHead',
+    'HCFCNHead',
     'HCHead',
+    'HCPSPHead',
     'HCResNet',
+    'HCUPerHead',
     'SuperpixelEncoderDecoder',
     'SuperpixelMetric',
     'SuperpixelVisualizationHook',

@@ -77,7 +77,7 @@ def boundary_areas(
 
 @METRICS.register_module()
 class BoundaryIoU(BaseMetric):
-    """IoU of the predicted and true boundaries of every class.
+    """Measure the IoU of the predicted and true boundaries of every class.
 
     The boundary of a class is the part of its mask within d pixels of the mask's contour, with d
     the image diagonal times ``dilation_ratio``, rounded, and at least 1. The image's edge counts as

@@ -1,22 +1,16 @@
-"""The features of a backbone that clusters, and the decode heads that use its clustering."""
+"""The features of a backbone that clusters, and what decodes a head's logits by them."""
 
-import functools
 from collections.abc import Iterable, Sequence
 
-from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-from mmseg.registry import MODELS
 from torch import Tensor
 
-from ..upsamplers.checks import check_bool
+from ..ops.checks import check_bool, check_int
 from ..upsamplers.soft_clustering import Assignment
 
 
 def check_levels(levels: object) -> None:
     """Raise TypeError or ValueError unless ``levels`` is a number of clustering stages."""
-    if isinstance(levels, bool) or not isinstance(levels, int):
-        raise TypeError(f'levels: expected an int from 0 to 4, got {levels!r}')
-    if not 0 <= levels <= 4:
-        raise ValueError(f'levels: expected an int from 0 to 4, got {levels}')
+    check_int('levels', levels, low=0, high=4)
 
 
 class ClusteredFeatures(tuple):
@@ -30,7 +24,7 @@ class ClusteredFeatures(tuple):
     is a neck, which makes new features and is the one to use the assignments (`HCFPN`).
 
     Attributes:
-        assignments: Fine to coarse: the points of each are the clusters of the one before.
+        assignments: They go fine to coarse: the points of each are the clusters of the one before.
     """
 
     assignments: tuple[Assignment, ...]
@@ -38,7 +32,12 @@ class ClusteredFeatures(tuple):
     def __new__(
         cls, features: Iterable[Tensor], assignments: Iterable[Assignment] = ()
     ) -> 'ClusteredFeatures':
-        """Args: features (N, C_i, H_i, W_i), fine to coarse, and their assignments."""
+        """Make the tuple.
+
+        Args:
+            features: (N, C_i, H_i, W_i), fine to coarse.
+            assignments: Their assignments, fine to coarse. Default: none.
+        """
         self = super().__new__(cls, features)
         self.assignments = tuple(assignments)
         return self
@@ -47,7 +46,7 @@ class ClusteredFeatures(tuple):
         """Bring a map to the finest grid there is an assignment for, level by level.
 
         Args:
-            value: (N, C, H, W) over the clusters of any assignment. Without assignments: any.
+            value: (N, C, H, W) over the clusters of any assignment; without assignments any map.
             hard: Take the value of every point's likeliest cluster alone.
 
         Returns:
@@ -69,7 +68,11 @@ class ClusteredFeatures(tuple):
         return value
 
     def between(self, low: tuple[int, int], high: tuple[int, int]) -> Assignment | None:
-        """The assignment of the points of grid ``high`` to the clusters of grid ``low``, if any."""
+        """Find the assignment of the points of grid ``high`` to the clusters of grid ``low``.
+
+        Returns:
+            The assignment, or None if there is none.
+        """
         for assignment in self.assignments:
             if assignment.size == low and tuple(assignment.weights.shape[2:]) == high:
                 return assignment
@@ -88,7 +91,16 @@ def check_clustered(inputs: object) -> None:
 class ClusterDecoding:
     """Mix-in for a decode head: its logits are decoded by the backbone's assignments.
 
-    The losses and the prediction then start from the decoded logits.
+    The losses and the prediction then start from the decoded logits. Parameters, their keys and the
+    losses are the head's, which stands behind the mix-in::
+
+        @MODELS.register_module()
+        class HCDNLHead(ClusterDecoding, DNLHead): ...
+
+    It may be any head whose ``forward`` gives the logits alone, on a grid of clusters, which is
+    that of the backbone's last feature with FCNHead, PSPHead, ASPPHead and their like. A head that
+    fuses finer features needs a level for its grid, and leaves the coarser levels without a
+    gradient, which several GPUs have to be told by ``find_unused_parameters=True``.
 
     Args:
         *args: The head's.
@@ -117,7 +129,7 @@ class ClusterDecoding:
         """
         check_clustered(inputs)
         logits = super().forward(inputs, *args)
-        head = type(self).__bases__[1].__name__
+        head = type(self).__name__.removeprefix('HC')
         if not isinstance(logits, Tensor):
             raise TypeError(
                 'head_type: expected a decode head whose forward gives the logits alone, got '
@@ -131,50 +143,3 @@ class ClusterDecoding:
                 f'{tuple(logits.shape[2:])}'
             )
         return inputs.decode(logits, hard=self.hard and not self.training)
-
-
-@functools.cache
-def _decoding(head: type) -> type:
-    """The class of ``head`` with `ClusterDecoding`; one, however often it is asked for."""
-    return type(f'HC{head.__name__}', (ClusterDecoding, head), {'__module__': __name__})
-
-
-def __getattr__(name: str) -> type:
-    """Find the class of a decoding head, which unpickling looks up here."""
-    head = MODELS.get(name.removeprefix('HC')) if name.startswith('HC') else None
-    if head is None:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return _decoding(head)
-
-
-@MODELS.register_module()
-def HCHead(head_type: str, **kwargs: object) -> BaseDecodeHead:
-    """Build a decode head of mmseg so that its logits are decoded by soft clustering.
-
-    It may be any whose ``forward`` gives the logits alone, on a grid of clusters, which is that of
-    the backbone's last feature with FCNHead, PSPHead, ASPPHead and their like. A head that fuses
-    finer features needs a level for its grid, and leaves the coarser levels without a gradient,
-    which several GPUs have to be told by ``find_unused_parameters=True``. Its parameters, their
-    keys and its losses are the head's::
-
-        decode_head=dict(type='HCHead', head_type='PSPHead', ...)
-
-    Args:
-        head_type: The head's ``type``.
-        **kwargs: The head's arguments, and ``hard``, see `ClusterDecoding`.
-
-    Returns:
-        The head.
-
-    Raises:
-        TypeError: No decode head.
-        ValueError: An unknown ``head_type``.
-    """
-    if not isinstance(head_type, str):
-        raise TypeError(f'head_type: expected the name of a decode head, got {head_type!r}')
-    head = MODELS.get(head_type)
-    if head is None:
-        raise ValueError(f'head_type: expected a decode head of mmseg, got {head_type!r}')
-    if not (isinstance(head, type) and issubclass(head, BaseDecodeHead)):
-        raise TypeError(f'head_type: expected a decode head of mmseg, got {head_type!r}, {head}')
-    return _decoding(head)(**kwargs)

@@ -8,7 +8,7 @@ from torch import Tensor
 class DeformConv(ModulatedDeformConv2dPack):
     """mmcv's DCNv2 layer, right for channels_last tensors too.
 
-    mmcv's operator reads them as if they were contiguous.
+    mmcv's operator reads such tensors as if they were contiguous.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ class DeformConv(ModulatedDeformConv2dPack):
         """
         predicted = self.conv_offset(x).contiguous()
         dtype = predicted.dtype
-        if dtype == torch.bfloat16:  # which the operator does not know
+        if dtype == torch.bfloat16:  # the operator does not know it
             predicted = predicted.float()
         offset_y, offset_x, mask = predicted.chunk(3, dim=1)
         # A 1x1 weight is contiguous in either format, so `contiguous` would keep strides that the

@@ -7,11 +7,11 @@ from mmseg.models.utils import Upsample
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from ..upsamplers import build_steps
+from ..upsamplers import GuidedHost, build_steps
 
 
 @MODELS.register_module()
-class GuidedFPNHead(FPNHead):
+class GuidedFPNHead(GuidedHost, FPNHead):
     """Semantic FPN's head whose every upsampling is guided by the level it reaches.
 
     As in ``FPNHead``, each level of the FPN goes through convolutions with a step x2 after each, up
@@ -37,6 +37,8 @@ class GuidedFPNHead(FPNHead):
         ValueError: Unknown upsampler or step, or no level of the stride that a step reaches.
     """
 
+    replaces = 'FPNHead'
+
     def __init__(
         self,
         feature_strides: Sequence[int],
@@ -53,7 +55,7 @@ class GuidedFPNHead(FPNHead):
         self.upsamplers = build_steps(upsample_cfg, step_cfgs, steps)
 
     def _guides(self, level: int) -> list[int]:
-        """The levels that guide the steps of ``level``, in order."""
+        """Return the levels that guide the steps of ``level``, in order."""
         strides = list(self.feature_strides)
         count = sum(isinstance(layer, Upsample) for layer in self.scale_heads[level])
         reached = [strides[level] // 2**step for step in range(1, count + 1)]

@@ -1,20 +1,19 @@
 """FPN whose top-down path decodes by the backbone's soft clustering."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-
 from mmseg.models.necks import FPN
 from mmseg.registry import MODELS
 from torch import Tensor
 
+from ..upsamplers import build_steps
 from ..upsamplers.top_down import GuidedTopDown, level_steps
-from .clustered_features import check_clustered, check_levels
+from .clustered_features import ClusteredFeatures, check_clustered, check_levels
 
 
 @MODELS.register_module()
 class HCFPN(GuidedTopDown, FPN):
     """mmsegmentation's ``FPN`` that upsamples a level by the assignment of the finer one to it.
 
-    Behind `HCResNet`, straight from it. Steps that the backbone has no assignment for are upsampled
+    It stands right behind `HCResNet`. Steps that the backbone has no assignment for are upsampled
     as ``upsample_cfg`` says; with none at all it is the plain ``FPN``. An assignment that no step
     has a use for, that of a fourth level, gets no gradient, which several GPUs have to be told by
     ``find_unused_parameters=True``.
@@ -37,36 +36,45 @@ class HCFPN(GuidedTopDown, FPN):
         self,
         *args: object,
         upsample_cfg: dict | None = None,
+        step_cfgs: dict | None = None,
         levels: int | None = None,
         **kwargs: object,
     ):
-        upsample_cfg = dict(type='nearest') if upsample_cfg is None else upsample_cfg
-        if isinstance(upsample_cfg, Mapping) and 'type' not in upsample_cfg:
-            raise ValueError(f'upsample_cfg: expected a dict with a type, got {upsample_cfg!r}')
         if levels is not None:
             check_levels(levels)
-        super().__init__(*args, upsample_cfg=upsample_cfg, **kwargs)
-        decoded = level_steps(self.num_ins, self.num_ins - (levels or 0), self.out_channels)
-        for name in decoded.keys() & self.upsamplers.keys():
-            del self.upsamplers[name]
+        super().__init__(*args, **kwargs)
+        self.upsamplers = build_steps(
+            dict(type='nearest') if upsample_cfg is None else upsample_cfg,
+            step_cfgs,
+            self.steps(),
+            skip=level_steps(self.num_ins, self.num_ins - (levels or 0), self.out_channels),
+        )
 
-    def _steps(self, inputs: Sequence[Tensor]) -> Iterable[Callable[[Tensor, Tensor], Tensor]]:
-        """Decode where there is an assignment, else upsample."""
+    def forward(self, inputs: ClusteredFeatures) -> tuple[Tensor, ...]:
+        """Build the pyramid.
+
+        Args:
+            inputs: What `HCResNet` gives.
+
+        Returns:
+            ``num_outs`` features (N, out_channels, H_i, W_i), fine to coarse.
+
+        Raises:
+            TypeError: Features without assignments.
+            ValueError: Another number of features than ``in_channels`` has, or fewer assignments
+                than ``levels``.
+        """
         check_clustered(inputs)
+        return super().forward(inputs)
 
-        def step(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-            def upsample(x: Tensor, guide: Tensor) -> Tensor:
-                assignment = inputs.between(tuple(x.shape[2:]), tuple(guide.shape[2:]))
-                if assignment is not None:
-                    return assignment.decode(x)
-                if name not in self.upsamplers:
-                    raise ValueError(
-                        f'levels: expected the number of assignments, {len(inputs.assignments)}, '
-                        f'or fewer, as the step {name} has none'
-                    )
-                return self.upsamplers[name](x, guide)
-
-            return upsample
-
-        steps = level_steps(self.backbone_end_level, self.start_level + 1, self.out_channels)
-        return map(step, steps)
+    def upsample(self, name: str, x: Tensor, guide: Tensor, inputs: ClusteredFeatures) -> Tensor:
+        """Decode where there is an assignment, else upsample."""
+        assignment = inputs.between(tuple(x.shape[2:]), tuple(guide.shape[2:]))
+        if assignment is not None:
+            return assignment.decode(x)
+        if name not in self.upsamplers:
+            raise ValueError(
+                f'levels: expected the number of assignments, {len(inputs.assignments)}, '
+                f'or fewer, as the step {name} has none'
+            )
+        return super().upsample(name, x, guide, inputs)

@@ -17,10 +17,10 @@ DOWNSAMPLINGS = ('conv', 'dcn')
 
 
 def _deform(layer: nn.Module) -> nn.Module:
-    """The modulated deformable convolution in place of one of stride 2; else the layer itself."""
+    """Return a modulated deformable convolution for one of stride 2; else the layer itself."""
     if not isinstance(layer, nn.Conv2d) or layer.stride != (2, 2):
         return layer
-    # Needs mmcv's compiled operators, as nothing else here does.
+    # This needs mmcv's compiled operators, as nothing else here does.
     from .deform_conv import DeformConv
 
     return DeformConv(
@@ -131,7 +131,7 @@ class HCResNet(ResNet):
 
     @property
     def cluster_strides(self) -> tuple[int, ...]:
-        """The clusters' strides in the image, in pixels, fine to coarse."""
+        """Return the clusters' strides in the image, in pixels, fine to coarse."""
         stages = range(self.num_stages - self.levels, self.num_stages)
         return tuple(4 * math.prod(self.strides[: stage + 1]) for stage in stages)
 

@@ -7,11 +7,11 @@ from mmseg.models.decode_heads import SegformerHead
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from ..upsamplers import build_steps
+from ..upsamplers import GuidedHost, build_steps
 
 
 @MODELS.register_module()
-class GuidedSegformerHead(SegformerHead):
+class GuidedSegformerHead(GuidedHost, SegformerHead):
     """SegFormer's all-MLP head that upsamples step by step, each step guided by the next level.
 
     With the projected features c1 (finest) to c4, all of width ``channels``: c4 goes up along c3,
@@ -32,21 +32,19 @@ class GuidedSegformerHead(SegformerHead):
         ValueError: Unknown upsampler or step, or ``interpolate_mode`` given.
     """
 
+    replaces = 'SegformerHead'
+    refuses = ('interpolate_mode',)
+
     def __init__(
         self, upsample_cfg: dict | None = None, step_cfgs: dict | None = None, **kwargs: object
     ):
-        if 'interpolate_mode' in kwargs:
-            raise ValueError(
-                'interpolate_mode: expected upsample_cfg=dict(type=...) in its place, got '
-                f'{kwargs["interpolate_mode"]!r}'
-            )
         super().__init__(**kwargs)
         channels = (self.channels, self.channels)
         steps = {name: channels for name, _, _ in self._steps()}
         self.upsamplers = build_steps(upsample_cfg, step_cfgs, steps)
 
     def _steps(self) -> Iterator[tuple[str, int, int]]:
-        """Name, index of the upsampled and of the guiding level of every step, in order."""
+        """Yield name, index of the upsampled and of the guiding level of every step, in order."""
         for source in range(len(self.convs) - 1, 0, -1):
             for guide in range(source - 1, -1, -1):
                 yield f'c{source + 1}_c{guide + 1}', source, guide

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..frameworks import require
+from ..ops.checks import check_int
 from ..upsamplers.soft_clustering import superpixels
 from .clustered_features import ClusteredFeatures
 
-# Radius of boundary recall over the image's diagonal.
+# This is the radius of boundary recall over the image's diagonal.
 RADIUS_RATIO = 0.0025
 
 
@@ -36,7 +37,7 @@ def _check_maps(superpixel_map: np.ndarray, label: np.ndarray) -> None:
 def achievable_segmentation_accuracy(
     superpixel_map: np.ndarray, label: np.ndarray, ignore_index: int = 255
 ) -> float:
-    r"""Accuracy of the best segmentation that keeps every superpixel whole.
+    r"""Compute the accuracy of the best segmentation that keeps every superpixel whole.
 
     .. math:: \mathrm{ASA} = \frac{1}{N} \sum_k \max_c |S_k \cap G_c|
 
@@ -58,7 +59,7 @@ def achievable_segmentation_accuracy(
     valid = label != ignore_index
     if not valid.any():
         return math.nan
-    # It builds a table up to the largest number.
+    # scikit-image builds a table up to the largest number.
     _, places = np.unique(superpixel_map[valid], return_inverse=True)
     table = contingency_table(label[valid], places)
     return float(table.max(axis=0).sum() / np.count_nonzero(valid))
@@ -70,7 +71,7 @@ def boundary_recall(
     ignore_index: int = 255,
     radius: int | None = None,
 ) -> float:
-    """Share of the labels' boundary pixels with a superpixel's boundary nearby.
+    """Compute the share of the labels' boundary pixels with a superpixel's boundary nearby.
 
     A boundary pixel has a neighbour of another number above, below, left or right. Nearby is within
     ``radius`` pixels along both axes.
@@ -92,10 +93,7 @@ def boundary_recall(
     _check_maps(superpixel_map, label)
     if radius is None:
         radius = round(RADIUS_RATIO * math.hypot(*label.shape))
-    if isinstance(radius, bool) or not isinstance(radius, int):
-        raise TypeError(f'radius: expected pixels, an int, got {radius!r}')
-    if radius < 0:
-        raise ValueError(f'radius: expected pixels, 0 or more, got {radius}')
+    check_int('radius', radius, low=0)
     with require('scikit-image', 'boundary_recall', 'scikit-image'):
         from skimage.segmentation import find_boundaries
     ignored = (label == ignore_index).astype(np.uint8)
@@ -156,7 +154,7 @@ def _to_original(labels: Tensor, meta: Mapping) -> Tensor:
     labels = labels[top : height - bottom, left : width - right]
     if meta.get('flip', False):
         labels = labels.flip(0 if meta['flip_direction'] == 'vertical' else 1)
-    # Exact in float64; nearest interpolation takes no integers.
+    # Nearest interpolation takes no integers, and float64 holds them exactly.
     size = tuple(meta['ori_shape'][:2])
     resized = F.interpolate(labels[None, None].double(), size, mode='nearest-exact')
     return resized[0, 0].long()
@@ -164,7 +162,7 @@ def _to_original(labels: Tensor, meta: Mapping) -> Tensor:
 
 @MODELS.register_module()
 class SuperpixelEncoderDecoder(EncoderDecoder):
-    """``EncoderDecoder`` whose predictions hold the superpixels of its backbone as well.
+    """An ``EncoderDecoder`` that predicts the superpixels of its backbone as well.
 
     They are under ``pred_superpixels``, (levels, H, W) with the levels' strides in its meta
     information, for `SuperpixelMetric`. They are those of the whole image, for which sliding
@@ -203,9 +201,9 @@ class SuperpixelEncoderDecoder(EncoderDecoder):
 
 @METRICS.register_module()
 class SuperpixelMetric(BaseMetric):
-    """Achievable segmentation accuracy and boundary recall of superpixels, in percent.
+    """Measure the achievable segmentation accuracy and boundary recall of superpixels, in percent.
 
-    Needs the segmentor `SuperpixelEncoderDecoder` and scikit-image. For every level it reports
+    It needs the segmentor `SuperpixelEncoderDecoder` and scikit-image. For every level it reports
     ``'ASA/sS'`` and ``'BR/sS'``, with S the stride of its clusters, the means over all images.
 
     Args:

@@ -9,11 +9,11 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from ..upsamplers import build_steps
-from ..upsamplers.top_down import level_steps, merge_top_down
+from ..upsamplers.top_down import TopDownPath, level_steps
 
 
 @MODELS.register_module()
-class GuidedUPerHead(UPerHead):
+class GuidedUPerHead(TopDownPath, UPerHead):
     """UPerNet's head whose top-down path upsamples with ``upsample_cfg``.
 
     The path is that of an FPN: ``lateral[i-1] += up(lateral[i], guide=lateral[i-1])``, from the
@@ -35,12 +35,17 @@ class GuidedUPerHead(UPerHead):
         ValueError: Unknown upsampler or step.
     """
 
+    replaces = 'UPerHead'
+
     def __init__(
         self, upsample_cfg: dict | None = None, step_cfgs: dict | None = None, **kwargs: object
     ):
         super().__init__(**kwargs)
-        steps = level_steps(len(self.in_channels), 1, self.channels)
-        self.upsamplers = build_steps(upsample_cfg, step_cfgs, steps)
+        self.upsamplers = build_steps(upsample_cfg, step_cfgs, self.steps())
+
+    def steps(self) -> dict[str, tuple[int, int]]:
+        """Return the steps from the pooling pyramid's level to the finest."""
+        return level_steps(len(self.in_channels), 1, self.channels)
 
     def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:
         """Compute the features that are classified.
@@ -54,7 +59,7 @@ class GuidedUPerHead(UPerHead):
         inputs = self._transform_inputs(inputs)
         laterals = [conv(x) for conv, x in zip(self.lateral_convs, inputs[:-1], strict=True)]
         laterals.append(self.psp_forward(inputs))
-        *merged, top = merge_top_down(laterals, self.upsamplers.values())
+        *merged, top = self.merge_top_down(laterals, inputs)
         outs = [conv(x) for conv, x in zip(self.fpn_convs, merged, strict=True)] + [top]
         size = outs[0].shape[2:]
         outs[1:] = [

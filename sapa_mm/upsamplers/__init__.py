@@ -9,7 +9,9 @@ from .a2u import A2U
 from .base import PairedUpsampler, Upsampler
 from .build import SingleInputUpsampler, build_steps, build_upsampler
 from .carafe import CARAFE
+from .hosts import GuidedHost, GuidedType, guided_hosts
 from .index_net import IndexNet
+from .inspection import describe_upsampler, find_upsamplers, iter_upsamplers
 from .max_unpooling import MaxUnpooling
 from .sapa import SAPA
 from .soft_clustering import Assignment, SoftClustering, SoftClusteringUpsampler, superpixels
@@ -19,6 +21,8 @@ __all__ = [
     'CARAFE',
     'SAPA',
     'Assignment',
+    'GuidedHost',
+    'GuidedType',
     'IndexNet',
     'MaxUnpooling',
     'PairedUpsampler',
@@ -28,5 +32,9 @@ __all__ = [
     'Upsampler',
     'build_steps',
     'build_upsampler',
+    'describe_upsampler',
+    'find_upsamplers',
+    'guided_hosts',
+    'iter_upsamplers',
     'superpixels',
 ]

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import assemble
-from ..ops.checks import check_choice, check_kernel_size
+from ..ops.checks import check_bool, check_choice, check_kernel_size, check_positive_int
 from .base import PairedUpsampler, block_grid, pad_to_even
-from .checks import check_bool, check_positive_int
 
 MODES = ('static', 'hybrid', 'dynamic')
 NORMALIZATIONS = ('sigmoid_softmax', 'softmax')
@@ -140,17 +139,17 @@ class A2U(PairedUpsampler):
                 module.reset_parameters()
 
     def _filter(self, guide: Tensor, padded: Tensor, name: str) -> Tensor:
-        """U * y or V * y: (N, Cy * S, h, w) with the S sets of a channel beside each other."""
+        """Compute U * y or V * y: (N, Cy * S, h, w), the S sets of a channel beside each other."""
         size, channels = self.encoder_kernel, self.guide_channels
         options = {'stride': 2, 'padding': (size - 1) // 2}
         encoder = getattr(self, f'encoder_{name}')
         if self.mode != 'dynamic':
             filters = encoder if self.channel_wise else encoder.repeat(channels, 1, 1, 1)
             return F.conv2d(padded, filters, groups=channels, **options)
-        filters = encoder(F.adaptive_avg_pool2d(guide, size))  # (N, S or Cy * S, k, k)
+        filters = encoder(F.adaptive_avg_pool2d(guide, size))  # it is (N, S or Cy * S, k, k)
         if not self.channel_wise:
             filters = filters.repeat(1, channels, 1, 1)
-        # Every image has filters of its own: images become groups of channels.
+        # Every image has filters of its own, so images become groups of channels.
         batch = len(guide)
         images = padded.reshape(1, batch * channels, *padded.shape[2:])
         filters = filters.reshape(-1, 1, size, size)
@@ -184,7 +183,7 @@ class A2U(PairedUpsampler):
         padded = pad_to_even(guide)
         u = self.norm_u(self._filter(guide, padded, 'u'))
         v = self.norm_v(self._filter(guide, padded, 'v'))
-        # Scaled first: the sum of a half-precision product could overflow.
+        # It is scaled first, as the sum of a half-precision product could overflow.
         products = u * (v * self.guide_channels**-0.5)
         return products.unflatten(1, (-1, self.sets)).sum(1)
 
@@ -209,7 +208,7 @@ class A2U(PairedUpsampler):
         encoding = self._encoding(guide, encoding, self.sets)
         weights = self._project(guide, encoding, 'down')
         weights = weights.flatten(1, 2).softmax(1).unflatten(1, (-1, 4))
-        # The window of K x K blocks, for each of a block's four pixels: four groups of channels.
+        # Each of a block's four pixels sees the window of K x K blocks: there are four groups.
         weights = weights.transpose(1, 2).flatten(1, 2)
         blocks = F.pixel_unshuffle(pad_to_even(guide), 2).unflatten(1, (-1, 4))
         blocks = blocks.transpose(1, 2).flatten(1, 2)
@@ -262,7 +261,7 @@ class A2U(PairedUpsampler):
         return height * width * (affinity + 4 * window) + assembly
 
     def extra_repr(self) -> str:
-        """The options that no sub-module shows."""
+        """Show the options that no sub-module shows."""
         return (
             f'{super().extra_repr()}, mode={self.mode!r}, channel_wise={self.channel_wise}, '
             f'point_wise={self.sets > 1}, kernel_size={self.kernel_size}, '

@@ -5,8 +5,9 @@ from mmengine.model import BaseModule
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..ops.checks import check_positive_int
 from ..ops.parents import are_symbols
-from .checks import check_feature, check_features, check_positive_int
+from .checks import check_feature, check_features
 
 
 class SelfInitialized(BaseModule):
@@ -61,7 +62,7 @@ class Upsampler(SelfInitialized):
         check_features(x, guide, self.in_channels, self.guide_channels)
 
     def extra_repr(self) -> str:
-        """The options that no sub-module shows."""
+        """Show the options that no sub-module shows."""
         return f'{self.in_channels}, guide_channels={self.guide_channels}'
 
 
@@ -73,7 +74,7 @@ class PairedUpsampler(Upsampler):
     guide falls into blocks of 2 x 2 pixels, of which an odd one leaves the last ones incomplete.
     """
 
-    #: What `encode` gives, where it is no floating point tensor.
+    #: `encode` gives a tensor of this dtype, if it gives no floating point tensor.
     encoding_dtype: torch.dtype | None = None
 
     def encode(self, guide: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ class PairedUpsampler(Upsampler):
         check_feature('guide', guide, self.guide_channels, '(N, Cy, Hg, Wg)')
 
     def _encoding(self, guide: Tensor, encoding: Tensor | None, channels: int) -> Tensor:
-        """The encoding that was given, if it fits the guide, or that of the guide."""
+        """Return the encoding that was given, if it fits the guide, or that of the guide."""
         if encoding is None:
             return self.encode(guide)
         if not isinstance(encoding, Tensor):
@@ -106,12 +107,12 @@ class PairedUpsampler(Upsampler):
 
 
 def block_grid(size: tuple[int, int]) -> tuple[int, int]:
-    """How many blocks of 2 x 2 pixels cover a map of ``size``, down and across."""
+    """Count the blocks of 2 x 2 pixels that cover a map of ``size``, down and across."""
     return -(-size[0] // 2), -(-size[1] // 2)
 
 
 def pad_to_even(guide: Tensor) -> Tensor:
-    """(N, C, Hg, Wg) with zeros below and on the right, to even sizes."""
+    """Pad (N, C, Hg, Wg) with zeros below and on the right to even sizes."""
     height, width = guide.shape[2:]
     if not are_symbols(height, width) and height % 2 == width % 2 == 0:
         return guide

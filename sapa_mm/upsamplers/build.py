@@ -1,6 +1,6 @@
-"""From a config to upsamplers, mmcv's single-input layers included."""
+"""Build upsamplers from configs, mmcv's single-input layers included."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from mmengine.model import ModuleDict
 from mmengine.registry import MODELS
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..frameworks import require
+from ..ops.checks import check_positive_int
 from .base import Upsampler, fit_to_size
-from .checks import check_positive_int
 
 INTERPOLATIONS = ('nearest', 'bilinear')
 SINGLE_INPUT = (*INTERPOLATIONS, 'deconv', 'pixel_shuffle')
@@ -63,8 +63,8 @@ class SingleInputUpsampler(Upsampler):
                 kernel_size = cfg.setdefault('kernel_size', 2 * self.ratio - self.ratio % 2)
                 check_positive_int('kernel_size', kernel_size)
                 if 'padding' not in cfg:
-                    # The result is then the ratio times as large. (Ratio 1 with an even kernel
-                    # cannot be, and gives a row and a column more.)
+                    # The result is then the ratio times as large. (It cannot be with ratio 1 and
+                    # an even kernel, which give a row and a column more.)
                     excess = kernel_size - self.ratio
                     cfg['padding'] = max(excess + (self.ratio > 1), 0) // 2
                     missing = 2 * cfg['padding'] - excess if self.ratio > 1 else 0
@@ -97,6 +97,28 @@ class SingleInputUpsampler(Upsampler):
         return fit_to_size(self.layer(x), size, self.ratio)
 
 
+def registered_upsamplers(base: type[Upsampler] = Upsampler) -> list[str]:
+    """Name the registered sub-classes of ``base``.
+
+    Args:
+        base: The class that they have in common.
+
+    Returns:
+        Those in the registry of the running framework and in mmengine's, SAPA first. Other modules
+        ``forward(x, guide)`` may be registered, which cannot be told from the rest.
+    """
+    names = set()
+    with MODELS.switch_scope_and_registry(None) as registry:
+        while registry is not None:
+            names |= {
+                name
+                for name, kind in registry.module_dict.items()
+                if isinstance(kind, type) and issubclass(kind, base)
+            }
+            registry = registry.parent
+    return sorted(names, key=lambda name: (name != 'SAPA', name))
+
+
 def check_upsample_cfg(name: str, cfg: object) -> None:
     """Raise TypeError unless ``cfg`` is a dict, ValueError unless its ``type`` is known."""
     if not isinstance(cfg, Mapping):
@@ -104,15 +126,15 @@ def check_upsample_cfg(name: str, cfg: object) -> None:
     kind = cfg.get('type')
     if isinstance(kind, type) or kind in SINGLE_INPUT:
         return
-    # In the registry of the running framework, which falls back on mmengine's.
+    # The registry of the running framework is asked, which falls back on mmengine's.
     with MODELS.switch_scope_and_registry(None) as registry:
         if isinstance(kind, str) and registry.get(kind) is not None:
             return
     given = 'none' if kind is None else repr(kind)
+    names = ', '.join([*registered_upsamplers(), *SINGLE_INPUT])
     raise ValueError(
-        f'{name}: expected type SAPA, CARAFE, IndexNet, A2U, SoftClusteringUpsampler, '
-        f'MaxUnpooling, {", ".join(SINGLE_INPUT)} or a module registered in MODELS with '
-        f'forward(x, guide), got {given}'
+        f'{name}: expected type {names} or a module registered in MODELS with forward(x, guide), '
+        f'got {given}'
     )
 
 
@@ -120,11 +142,10 @@ def build_upsampler(cfg: dict, in_channels: int, guide_channels: int | None = No
     """Build an upsampler from a config.
 
     Args:
-        cfg: ``dict(type=..., ...)``: ``'SAPA'``, ``'CARAFE'``, ``'IndexNet'``, ``'A2U'``,
-            ``'SoftClusteringUpsampler'``, ``'MaxUnpooling'``, another module registered in
-            ``MODELS`` that takes ``in_channels`` and ``guide_channels`` and has
-            ``forward(x, guide)``, or ``'nearest'``, ``'bilinear'``, ``'deconv'``,
-            ``'pixel_shuffle'`` with mmcv's options.
+        cfg: ``dict(type=..., ...)``: one of `registered_upsamplers`, such as ``'SAPA'``; or, with
+            mmcv's options, ``'nearest'``, ``'bilinear'``, ``'deconv'`` or ``'pixel_shuffle'``; or
+            another module registered in ``MODELS`` that takes ``in_channels`` and
+            ``guide_channels`` and has ``forward(x, guide)``.
         in_channels: Channels of the decoder feature.
         guide_channels: Channels of the encoder feature. Default: ``in_channels``.
 
@@ -142,7 +163,10 @@ def build_upsampler(cfg: dict, in_channels: int, guide_channels: int | None = No
 
 
 def build_steps(
-    upsample_cfg: dict, step_cfgs: dict | None, steps: dict[str, tuple[int, int]]
+    upsample_cfg: dict,
+    step_cfgs: dict | None,
+    steps: dict[str, tuple[int, int]],
+    skip: Collection[str] = (),
 ) -> ModuleDict:
     """Build one upsampler for each step of a host.
 
@@ -151,6 +175,7 @@ def build_steps(
         step_cfgs: Name of a step to the options that differ there; with a ``type`` of its own it
             replaces ``upsample_cfg``. Default: none.
         steps: Name of a step to (in_channels, guide_channels).
+        skip: Names of steps that do without an upsampler, whatever the configs say. Default: none.
 
     Returns:
         Upsamplers by the name of their step.
@@ -170,6 +195,8 @@ def build_steps(
             raise TypeError(f'step_cfgs[{name!r}]: expected a dict, got {cfg!r}')
     upsamplers = ModuleDict()  # torch's own would not pass init_weights on
     for name, channels in steps.items():
+        if name in skip:
+            continue
         override = step_cfgs.get(name, {})
         cfg = dict(override) if 'type' in override else {**upsample_cfg, **override}
         upsamplers[name] = build_upsampler(cfg, *channels)

@@ -6,9 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import assemble
-from ..ops.checks import check_kernel_size
+from ..ops.checks import check_kernel_size, check_positive_int
 from .base import Upsampler, fit_to_size
-from .checks import check_positive_int
 
 
 @MODELS.register_module()
@@ -134,7 +133,7 @@ class CARAFE(Upsampler):
         return size[0] * size[1] * (predict * encoder.in_channels + window * self.in_channels)
 
     def extra_repr(self) -> str:
-        """The options that no sub-module shows."""
+        """Show the options that no sub-module shows."""
         return (
             f'{super().extra_repr()}, scale_factor={self.scale_factor}, '
             f'kernel_size={self.kernel_size}, groups={self.groups}'

@@ -3,8 +3,6 @@
 from torch import Tensor
 
 from ..ops.checks import check_alike, check_map, check_sizes
-from ..ops.checks import check_bool as check_bool
-from ..ops.checks import check_positive_int as check_positive_int
 from ..ops.dispatch import autocast_is_on
 
 

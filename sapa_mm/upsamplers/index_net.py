@@ -6,10 +6,9 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops.checks import check_choice
+from ..ops.checks import check_bool, check_choice
 from ..ops.parents import upsample_parent
 from .base import PairedUpsampler, block_grid, pad_to_even
-from .checks import check_bool
 
 VARIANTS = ('hin', 'm2o', 'o2o')
 
@@ -179,5 +178,5 @@ class IndexNet(PairedUpsampler):
         return encode + self.in_channels * guide_size[0] * guide_size[1]
 
     def extra_repr(self) -> str:
-        """The options that no sub-module shows."""
+        """Show the options that no sub-module shows."""
         return f'{super().extra_repr()}, variant={self.variant!r}'

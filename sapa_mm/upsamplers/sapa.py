@@ -8,11 +8,16 @@ from torch.nn import functional as F
 
 from ..ops import point_affiliation
 from ..ops.affiliation import BORDERS
-from ..ops.checks import check_choice, check_kernel_size, check_temperature
+from ..ops.checks import (
+    check_bool,
+    check_choice,
+    check_kernel_size,
+    check_positive_int,
+    check_temperature,
+)
 from ..ops.normalization import NORMALIZATIONS
 from ..ops.parents import upsample_parent
 from .base import Upsampler
-from .checks import check_bool, check_positive_int
 
 SIMILARITIES = ('inner', 'bilinear', 'plain', 'gated')
 SELF_INPUTS = ('normalized', 'raw')
@@ -136,10 +141,10 @@ class SAPA(Upsampler):
                 constant_init(module, 1.0)
 
     def _self_term(self, x: Tensor, normalized: Tensor, key: Tensor) -> Tensor:
-        """self(x) Wx + b at low resolution, (N, d, H, W); in the plain form the query has the b."""
+        """Compute self(x) Wx + b, (N, d, H, W); the plain form's query has the b."""
         gated = self.similarity == 'gated'
         if self.self_is_key:
-            # LN(x) Wk + b again.
+            # It is LN(x) Wk + b again.
             bias = self.key_proj.bias
             return key if gated or bias is None else key - bias[:, None, None]
         projections = {'separate': 'self_proj', 'key': 'key_proj', 'query': 'query_proj'}
@@ -170,7 +175,7 @@ class SAPA(Upsampler):
         elif self.similarity == 'gated':
             gate = torch.sigmoid(self.gate_proj(normalized)).movedim(-1, 1)
             self_term = self._self_term(x, normalized, key)
-            # Both are constant over a cell: weigh at low resolution, then upsample.
+            # Both are constant over a cell, so they are weighed at low resolution first.
             gated_self = upsample_parent((1 - gate) * self_term, size)
             query = upsample_parent(gate, size) * query + gated_self
         return query, key
@@ -227,7 +232,7 @@ class SAPA(Upsampler):
         return size[0] * size[1] * low + guide_size[0] * guide_size[1] * high
 
     def extra_repr(self) -> str:
-        """The options that no sub-module shows."""
+        """Show the options that no sub-module shows."""
         options = [
             super().extra_repr(),
             f'similarity={self.similarity!r}, embed_dims={self.embed_dims}',

@@ -10,12 +10,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import assemble, local_similarity, point_affiliation
-from ..ops.checks import check_alike, check_choice, check_kernel_size, check_map, check_temperature
+from ..ops.checks import (
+    check_alike,
+    check_bool,
+    check_choice,
+    check_kernel_size,
+    check_map,
+    check_positive_int,
+    check_temperature,
+)
 from ..ops.dispatch import autocast_is_on
 from ..ops.layout import accumulation_dtype
 from ..ops.parents import upsample_parent
 from .base import SelfInitialized, Upsampler
-from .checks import check_bool, check_features, check_positive_int
+from .checks import check_features
 
 # `assemble`, which applies an assignment, knows nothing beyond the image's edge.
 BORDERS = ('zero', 'mask')
@@ -24,7 +32,7 @@ NORM_EPS = 1e-4
 
 
 def _inside(size: tuple[int, int], high_size: tuple[int, int], kernel_size: int, like: Tensor):
-    """Which window positions lie in the image: bool (1, K*K, Hg, Wg)."""
+    """Find which window positions lie in the image: bool (1, K*K, Hg, Wg)."""
     ones = torch.ones(1, 1, *size, device=like.device)
     inside = F.unfold(ones, kernel_size, padding=kernel_size // 2).unflatten(2, size)
     return upsample_parent(inside, high_size) > 0
@@ -34,7 +42,7 @@ def _normalize(x: Tensor) -> Tensor:
     """Divide the vectors of a map (N, C, H, W) by their norms; one without direction stays."""
     wide = x.to(accumulation_dtype(x.dtype))
     norm = wide.norm(dim=1, keepdim=True)
-    # Not a floor under the norm: by it the gradient of a vector of zeros would be divided.
+    # It is no floor under the norm, which would divide the gradient of a vector of zeros.
     return (wide / norm.masked_fill(norm < NORM_EPS, 1)).to(x.dtype)
 
 
@@ -246,7 +254,7 @@ class SoftClustering(SelfInitialized):
         return Assignment(scores.softmax(1), size)
 
     def extra_repr(self) -> str:
-        """The options that no sub-module shows."""
+        """Show the options that no sub-module shows."""
         return (
             f'kernel_size={self.kernel_size}, normalize={self.normalize}, '
             f'temperature={self.temperature}, border={self.border!r}'
@@ -257,8 +265,8 @@ class SoftClustering(SelfInitialized):
 class SoftClusteringUpsampler(Upsampler):
     """Upsample a decoder feature by the soft clustering of an encoder feature.
 
-    `SoftClustering` with the guide for points and the decoder feature for clusters and for values,
-    in one operator: what ``clustering(guide, x).decode(x)`` gives.
+    It is `SoftClustering` with the guide for points and the decoder feature for clusters and for
+    values, in one operator, and gives what ``clustering(guide, x).decode(x)`` gives.
 
     Args:
         in_channels: Channels C of x.
@@ -266,7 +274,7 @@ class SoftClusteringUpsampler(Upsampler):
         embed_dims: Width of the projections.
         kernel_size: K, odd.
         normalize: Whether similarity is the cosine; otherwise the inner product.
-        temperature: By which the similarities are divided.
+        temperature: What the similarities are divided by.
         border: What lies outside the image: ``'zero'`` (similarity 0, value 0) or ``'mask'``
             (nothing).
         init_cfg: As in every mmengine module. Default: PyTorch's own.

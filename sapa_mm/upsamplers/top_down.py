@@ -4,12 +4,14 @@ mmseg and mmdet each have an FPN of their own with the same structure; the hosts
 `sapa_mm.segmentation` and `sapa_mm.detection` put this in front of theirs.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+from mmengine.model import ModuleDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .build import build_steps
+from .hosts import GuidedHost
 
 
 def level_steps(coarsest: int, finest: int, channels: int) -> dict[str, tuple[int, int]]:
@@ -26,31 +28,55 @@ def level_steps(coarsest: int, finest: int, channels: int) -> dict[str, tuple[in
     return {f'c{i}_c{i - 1}': (channels, channels) for i in range(coarsest, finest, -1)}
 
 
-def merge_top_down(
-    laterals: Sequence[Tensor], upsamplers: Iterable[Callable[[Tensor, Tensor], Tensor]]
-) -> list[Tensor]:
-    """Add to every level what comes from above: ``guide + up(x, guide)``, the guide its lateral.
+class TopDownPath(GuidedHost):
+    """Mix-in for a host of a top-down path: ``lateral[i-1] += up(lateral[i], guide=lateral[i-1])``.
 
-    Args:
-        laterals: Features (N, C, H_i, W_i), fine to coarse.
-        upsamplers: One a step, in the path's order.
-
-    Returns:
-        Features of the laterals' shapes, fine to coarse.
+    The host says by `steps` which steps there are, and has their upsamplers in ``upsamplers``.
     """
-    merged = [laterals[-1]]
-    for upsampler, guide in zip(upsamplers, laterals[-2::-1], strict=True):
-        merged.append(guide + upsampler(merged[-1], guide))
-    return merged[::-1]
+
+    upsamplers: ModuleDict
+
+    def steps(self) -> dict[str, tuple[int, int]]:
+        """Return the steps of the path, as `level_steps` gives them."""
+        raise NotImplementedError
+
+    def merge_top_down(self, laterals: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Add to every level what comes from above, step by step.
+
+        Args:
+            laterals: Features (N, C, H_i, W_i), fine to coarse, one more than there are steps.
+            inputs: What the host's ``forward`` got.
+
+        Returns:
+            Features of the laterals' shapes, fine to coarse.
+        """
+        merged = [laterals[-1]]
+        for name, guide in zip(self.steps(), laterals[-2::-1], strict=True):
+            merged.append(guide + self.upsample(name, merged[-1], guide, inputs))
+        return merged[::-1]
+
+    def upsample(self, name: str, x: Tensor, guide: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        """Take one step; a host that upsamples in another way overrides this.
+
+        Args:
+            name: Name of the step.
+            x: (N, C, H, W), what the step before gave.
+            guide: (N, C, Hg, Wg), the lateral of the level that the step reaches.
+            inputs: What the host's ``forward`` got.
+
+        Returns:
+            (N, C, Hg, Wg).
+        """
+        return self.upsamplers[name](x, guide)
 
 
-class GuidedTopDown:
-    """Mix-in for an FPN: upsamples with ``lateral[i-1] += up(lateral[i], guide=lateral[i-1])``.
+class GuidedTopDown(TopDownPath):
+    """Mix-in for an FPN, whose top-down path it upsamples with guidance.
 
     Every step has an upsampler of its own, in ``upsamplers`` under the name of its step,
     ``'c4_c3'`` and so on: the level that is upsampled and the level that guides, where c1 is the
-    first of the backbone's features. All other keys of the state dict and all
-    other arguments are the FPN's.
+    first of the backbone's features. All other keys of the state dict and all other arguments are
+    the FPN's.
 
     Args:
         *args: The FPN's arguments.
@@ -79,13 +105,16 @@ class GuidedTopDown:
         super().__init__(*args, **kwargs)
         self.upsamplers = None
         if guided:
-            steps = level_steps(self.backbone_end_level, self.start_level + 1, self.out_channels)
-            self.upsamplers = build_steps(upsample_cfg, step_cfgs, steps)
+            self.upsamplers = build_steps(upsample_cfg, step_cfgs, self.steps())
         elif step_cfgs:
             raise ValueError(
                 'step_cfgs: expected an upsample_cfg with a type beside it, got '
                 f'upsample_cfg={upsample_cfg!r}'
             )
+
+    def steps(self) -> dict[str, tuple[int, int]]:
+        """Return the steps from the coarsest of the levels in use to the finest."""
+        return level_steps(self.backbone_end_level, self.start_level + 1, self.out_channels)
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Build the pyramid.
@@ -107,23 +136,19 @@ class GuidedTopDown:
             )
         used = inputs[self.start_level : self.backbone_end_level]
         laterals = [conv(x) for conv, x in zip(self.lateral_convs, used, strict=True)]
-        laterals = merge_top_down(laterals, self._steps(inputs))
+        laterals = self.merge_top_down(laterals, inputs)
         outs = self._outputs(laterals)
         return (*outs, *self._extra_levels(inputs, laterals, outs))
 
-    def _steps(self, inputs: Sequence[Tensor]) -> Iterable[Callable[[Tensor, Tensor], Tensor]]:
-        """What upsamples, step by step."""
-        return self.upsamplers.values()
-
     def _outputs(self, laterals: list[Tensor]) -> list[Tensor]:
-        """The levels of the backbone, from the merged laterals."""
+        """Compute the levels of the backbone from the merged laterals."""
         convs = self.fpn_convs[: len(laterals)]
         return [conv(x) for conv, x in zip(convs, laterals, strict=True)]
 
     def _extra_levels(
         self, inputs: Sequence[Tensor], laterals: list[Tensor], outs: list[Tensor]
     ) -> list[Tensor]:
-        """The levels above the backbone's, as the FPN's options say."""
+        """Compute the levels above the backbone's, as the FPN's options say."""
         count = self.num_outs - len(outs)
         extra: list[Tensor] = []
         if not self.add_extra_convs:

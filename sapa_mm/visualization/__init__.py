@@ -5,11 +5,11 @@ from ..frameworks import require
 with require('matplotlib', __name__, 'matplotlib'):
     import matplotlib  # noqa: F401
 
+from ..upsamplers import find_upsamplers
 from .comparison import draw_pictures, draw_segmentations
 from .recording import (
     Recording,
     UpsamplingStep,
-    find_upsamplers,
     record_upsampling,
     select_upsamplers,
 )

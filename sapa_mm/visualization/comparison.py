@@ -25,7 +25,7 @@ def draw_pictures(path: str | Path, columns: dict[str, Sequence[np.ndarray]]) ->
 
 
 def _grid(columns: dict[str, Sequence[np.ndarray]], more_inches: float = 0.0) -> Figure:
-    """A figure of pictures, with so much room below them."""
+    """Draw a figure of pictures, with so much room below them."""
     counts = {title: len(pictures) for title, pictures in columns.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise ValueError(f'columns: expected as many pictures in each, got {counts}')

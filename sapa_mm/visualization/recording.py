@@ -1,4 +1,4 @@
-"""What goes into and comes out of every upsampler of a model while it runs."""
+"""Record what goes into and comes out of every upsampler of a model while it runs."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..ops import local_similarity
 from ..ops.layout import accumulation_dtype
 from ..ops.normalization import normalize
-from ..upsamplers.build import SingleInputUpsampler
+from ..upsamplers.inspection import describe_upsampler, find_upsamplers
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class UpsamplingStep:
     """One upsampling.
 
     Attributes:
-        name: Of the step, such as ``'c4_c3'``.
+        name: Name of the step, such as ``'c4_c3'``.
         upsampler: What upsampled, such as ``'SAPA (gated)'``.
         x: Decoder feature (N, C, H, W).
         guide: Encoder feature (N, Cy, Hg, Wg).
@@ -55,29 +55,6 @@ class Recording:
 
     steps: dict[str, UpsamplingStep] = field(default_factory=dict)
     inputs: Tensor | None = None
-
-
-def find_upsamplers(model: nn.Module) -> dict[str, nn.Module]:
-    """Find the upsamplers of a model, in the ``upsamplers`` of its hosts.
-
-    Args:
-        model: A segmentor, a detector, or a part of one.
-
-    Returns:
-        Name of a step to its upsampler. Where several hosts have a step of one name, the host comes
-        first, as in ``'neck.c4_c3'``. Empty if no host upsamples.
-    """
-    found = [
-        (host_name, step, upsampler)
-        for host_name, host in model.named_modules()
-        if isinstance(getattr(host, 'upsamplers', None), nn.ModuleDict)
-        for step, upsampler in host.upsamplers.items()
-    ]
-    steps = [step for _, step, _ in found]
-    return {
-        step if steps.count(step) == 1 else f'{host_name}.{step}'.lstrip('.'): upsampler
-        for host_name, step, upsampler in found
-    }
 
 
 def select_upsamplers(model: nn.Module, steps: Sequence[str] | None = None) -> dict[str, nn.Module]:
@@ -200,28 +177,19 @@ class _StepHook:
         with torch.no_grad():
             kernels = calls[0]() if len(calls) == 1 else None
         self.recording.steps[self.name] = UpsamplingStep(
-            self.name, _describe(module), x.detach(), guide.detach(), out.detach(), kernels
+            self.name, describe_upsampler(module), x.detach(), guide.detach(), out.detach(), kernels
         )
 
 
 def _features(x: Tensor, guide: Tensor, *others: object, **more: object) -> tuple[Tensor, Tensor]:
-    """Both features of a call to an upsampler, by place or by name."""
+    """Return both features of a call to an upsampler, by place or by name."""
     return x, guide
-
-
-def _describe(upsampler: nn.Module) -> str:
-    """The type of an upsampler, and of a SAPA its similarity."""
-    if isinstance(upsampler, SingleInputUpsampler):
-        return getattr(upsampler.layer, 'mode', type(upsampler.layer).__name__)
-    kind = type(upsampler).__name__
-    similarity = getattr(upsampler, 'similarity', None)
-    return f'{kind} ({similarity})' if isinstance(similarity, str) else kind
 
 
 def _assembly_kernels(
     weights: Tensor, value: Tensor, kernel_size: int, groups: int = 1, backend: str = 'auto'
 ) -> Tensor:
-    """The kernels (N, G, K*K, Hg, Wg) of a call to ``sapa_mm::assemble``."""
+    """Return the kernels (N, G, K*K, Hg, Wg) of a call to ``sapa_mm::assemble``."""
     return weights.to(accumulation_dtype(weights.dtype)).unflatten(1, (groups, -1))
 
 
@@ -235,8 +203,8 @@ def _affiliation_kernels(
     border: str,
     backend: str = 'auto',
 ) -> Tensor:
-    """The kernels (N, 1, K*K, Hg, Wg) of a call to ``sapa_mm::point_affiliation``."""
-    # As the operator, which rounds neither scores nor weights.
+    """Compute the kernels (N, 1, K*K, Hg, Wg) of a call to ``sapa_mm::point_affiliation``."""
+    # The operator rounds neither scores nor weights.
     query, key = (t.to(accumulation_dtype(t.dtype)) for t in (query, key))
     scores = local_similarity(query, key, kernel_size=kernel_size, temperature=temperature)
     scores = scores.unflatten(1, (kernel_size, kernel_size))
@@ -257,7 +225,7 @@ def _affiliation_kernels(
 
 
 def _window(low: int, high: int, kernel_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The windows of ``high`` pixels along an axis of ``low``.
+    """Place the windows of ``high`` pixels along an axis of ``low``.
 
     Returns:
         (K, high) twice: the place in the window of the position nearest to each one inside the

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..frameworks import require
-from ..upsamplers.checks import check_positive_int
+from ..ops.checks import check_positive_int
 
 PANEL_INCHES = 2.4
 DPI = 150
@@ -21,7 +21,7 @@ def mark_superpixels(image: np.ndarray, superpixels: np.ndarray, scale: int = 1)
     Args:
         image: (H, W, 3), uint8, RGB.
         superpixels: (H, W), integers.
-        scale: By which the image is enlarged, so that the lines are finer than its pixels, an int.
+        scale: What the image is enlarged by, so that lines are finer than its pixels, an int.
 
     Returns:
         (scale * H, scale * W, 3), uint8, RGB.
@@ -69,14 +69,14 @@ def draw_superpixels(
     for i, levels in enumerate(superpixels):
         if list(levels) != strides:
             raise ValueError(f'superpixels[{i}]: expected strides {strides}, got {list(levels)}')
-    # To at least the resolution of the picture.
+    # Each image is enlarged to at least the resolution of the picture.
     scales = [math.ceil(PANEL_INCHES * DPI / image.shape[1]) for image in images]
     rows = [
         [image, *(mark_superpixels(image, levels[stride], scale) for stride in strides)]
         for image, levels, scale in zip(images, superpixels, scales, strict=True)
     ]
 
-    # As high as the images are for their width.
+    # The rows are as high as the images are for their width.
     heights = [PANEL_INCHES * image.shape[0] / image.shape[1] for image in images]
     columns = 1 + len(strides)
     figure = Figure(

@@ -19,18 +19,18 @@ from .recording import UpsamplingStep
 from .superpixels import mark_superpixels
 
 FEATURES = ('pca', 'first3')
-# Of a feature's values that get the darkest and the brightest colour; of the weights the last one.
+# These percentiles of a feature get the darkest and the brightest colour; weights use the last.
 PERCENTILES = (1, 99)
-# Of kernels: the parent of a pixel and its neighbours above, below, left and right.
+# These are the parent of a pixel and its neighbours above, below, left and right.
 POSITIONS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
 COLUMNS = 5
 DPI = 130
 SHEET_DPI = 100
 PANEL_INCHES = 2.0
 SHEET_PANEL_INCHES = 1.2
-# By which the image is larger than the maps beside it.
+# The image is larger than the maps beside it by this ratio.
 LEFT_RATIO = 1.5
-# Of the height of a row, what its label needs.
+# A row is at least so high, for its label.
 LABEL_INCHES = 0.85
 KERNEL_COLOURS = 'viridis'
 TIMES, MINUS = '\u00d7', '\u2212'
@@ -71,7 +71,7 @@ def feature_to_rgb(*features: Tensor, mode: str = 'pca') -> list[np.ndarray]:
     finite = points.isfinite().all(0)
     known = points[:, finite]
     if mode == 'pca' and known.numel():
-        # Exact, and unlike torch.pca_lowrank without drawing random numbers.
+        # This is exact, and unlike torch.pca_lowrank it draws no random numbers.
         _, vectors = torch.linalg.eigh(torch.cov(known, correction=0).reshape(2 * [len(known)]))
         vectors = vectors[:, -3:].flip(1)
         largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
@@ -115,7 +115,7 @@ def input_image(inputs: Tensor, preprocessor: nn.Module, index: int = 0) -> np.n
     Args:
         inputs: What the data preprocessor gave, (N, 3, H, W), images that were loaded as BGR.
         preprocessor: mmengine's ``ImgDataPreprocessor`` or its like in mmseg and mmdet.
-        index: Of the image in the batch.
+        index: Number of the image in the batch.
 
     Returns:
         (H, W, 3), uint8, RGB, padded as the network saw it.
@@ -123,7 +123,7 @@ def input_image(inputs: Tensor, preprocessor: nn.Module, index: int = 0) -> np.n
     image = inputs[index].detach().float()
     if getattr(preprocessor, '_enable_normalize', False):
         image = image * preprocessor.std + preprocessor.mean
-    # mmseg's name, and that of mmengine and mmdet.
+    # The first is mmseg's name, the second that of mmengine and mmdet.
     converted = any(
         getattr(preprocessor, name, False) for name in ('channel_conversion', '_channel_conversion')
     )
@@ -148,7 +148,7 @@ def outline_prediction(image: np.ndarray, sample: BaseDataElement) -> np.ndarray
     if 'pred_sem_seg' not in sample:
         return None
     height, width = sample.metainfo.get('img_shape', image.shape)[:2]
-    # Exact in float64; nearest interpolation takes no integers.
+    # Nearest interpolation takes no integers, and float64 holds them exactly.
     classes = sample.pred_sem_seg.data[None].double()
     classes = F.interpolate(classes, (height, width), mode='nearest-exact')[0, 0].long()
     # What the network saw may be padded below and on the right, where nothing is predicted.
@@ -175,7 +175,7 @@ def draw_upsampling(
         positions: Window positions (dy, dx) whose weights are shown as maps. Default: the parent of
             a pixel and its four neighbours.
         features: How they are shown, as in `feature_to_rgb`.
-        index: Of the image in the batch.
+        index: Number of the image in the batch.
 
     Returns:
         The figure, for ``savefig`` or `figure_to_rgb`.
@@ -302,7 +302,7 @@ def figure_to_rgb(figure: Figure) -> np.ndarray:
 def _feature_pictures(
     step: UpsamplingStep, features: str, index: int
 ) -> list[tuple[str, str, np.ndarray]]:
-    """Title, size and picture of the guide, the decoder feature and what it is upsampled to."""
+    """Return title, size and picture of the guide, the decoder feature and its upsamplings."""
     x, guide, output = (t[index].float() for t in (step.x, step.guide, step.output))
     bilinear = F.interpolate(x[None], output.shape[1:], mode='bilinear', align_corners=False)[0]
     (first,) = feature_to_rgb(guide, mode=features)
@@ -320,7 +320,7 @@ def _feature_pictures(
 def _kernel_maps(
     step: UpsamplingStep, positions: Sequence[Sequence[int]] | None, index: int
 ) -> dict[tuple[int, int], np.ndarray]:
-    """Window position to its weight at every pixel, of the first group of channels."""
+    """Map window positions to their weight at every pixel, of the first group of channels."""
     size = step.kernel_size
     if size is None:
         return {}
@@ -332,7 +332,7 @@ def _kernel_maps(
 
 
 def _scale(maps: list[np.ndarray]) -> Normalize:
-    """From 0, or the smallest weight if that is negative, to the 99th percentile."""
+    """Scale from 0, or the smallest weight if that is negative, to the 99th percentile."""
     values = np.concatenate([weights[np.isfinite(weights)] for weights in maps] or [np.ones(1)])
     if not values.size:
         return Normalize(0, 1)
@@ -397,23 +397,23 @@ def _draw_left(
 
 
 def _size(image: np.ndarray | Tensor) -> str:
-    """Height and width of (H, W) or (H, W, 3)."""
+    """Name the height and width of (H, W) or (H, W, 3)."""
     return f'{image.shape[0]} {TIMES} {image.shape[1]}'
 
 
 def _offset(position: tuple[int, int]) -> str:
-    """An offset (dy, dx) with its signs."""
+    """Write an offset (dy, dx) with its signs."""
     dy, dx = (f'{value:+d}'.replace('-', MINUS) if value else '0' for value in position)
     return f'({dy}, {dx})'
 
 
 def _explanation(features: str, kernels: bool) -> str:
-    """What the colours mean."""
+    """Say what the colours mean."""
     return EXPLANATION.format(COMPONENTS[features]) + KERNEL_EXPLANATION * kernels
 
 
 def _kernels_in_words(step: UpsamplingStep) -> str:
-    """K, and of kernels in groups that only the first is shown."""
+    """Give K, and say of kernels in groups that only the first is shown."""
     if step.kernel_size is None:
         return 'no kernels'
     groups = step.kernels.shape[1]
@@ -422,13 +422,13 @@ def _kernels_in_words(step: UpsamplingStep) -> str:
 
 
 def _title(step: UpsamplingStep) -> str:
-    """Name, upsampler, sizes and K."""
+    """Give name, upsampler, sizes and K."""
     low, high = _size(step.x[0, 0]), _size(step.output[0, 0])
     return f'{step.name}: {step.upsampler}, {low} to {high}, {_kernels_in_words(step)}'
 
 
 def _row_label(step: UpsamplingStep) -> str:
-    """The same, and the channels, line by line."""
+    """Give the same, and the channels, line by line."""
     low, high = (_size(t[0, 0]) for t in (step.x, step.output))
     channels = f'{step.x.shape[1]} channels'
     kernels = _kernels_in_words(step).replace(', ', '\n')
@@ -436,7 +436,7 @@ def _row_label(step: UpsamplingStep) -> str:
 
 
 def _no_kernels(step: UpsamplingStep) -> str:
-    """Why there are no kernels to show."""
+    """Say why there are no kernels to show."""
     return (
         f'{step.upsampler} has no kernels to show: it does not assemble windows of the decoder '
         'feature by one call of point_affiliation or assemble.'

@@ -22,7 +22,7 @@ pytestmark = [
 
 CHANNELS = [8, 12, 16, 20]
 BILINEAR = dict(type='bilinear')
-# Two levels that the encoder leaves out; mmdet needs them of one width.
+# The encoder leaves two levels out; mmdet needs them of one width.
 TWO_STEPS = dict(in_channels=[12, 12, 16, 20], num_levels=2)
 
 
@@ -75,7 +75,7 @@ def test_bilinear_is_the_parent_bit_for_bit(options, steps, sizes):
     feats = make_features(options.get('in_channels', CHANNELS), sizes)
     assert_same_bits(ours(feats), parent(feats))
     assert_same_bits(ours(tuple(feats)), parent(feats))
-    # Batch norm counted once a call, as in the parent.
+    # Batch norm has counted once a call, as in the parent.
     assert_same_bits(list(ours.state_dict().values()), list(parent.state_dict().values()))
 
 

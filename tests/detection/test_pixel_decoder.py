@@ -79,7 +79,7 @@ def test_nearest_is_the_parent_bit_for_bit(pair, sizes, norm_cfg):
     assert load_parent(ours, parent) == []
     feats = make_features(CHANNELS, sizes)
     assert_same_bits(ours(feats, METAS), parent(feats, METAS))
-    # Batch norm counted once, as in the parent.
+    # Batch norm has counted once, as in the parent.
     assert_same_bits(list(ours.state_dict().values()), list(parent.state_dict().values()))
 
 

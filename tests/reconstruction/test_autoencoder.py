@@ -17,13 +17,14 @@ def count(module: nn.Module) -> int:
 
 
 def test_parameters_by_hand():
-    # 3x3 convolutions without bias, two numbers a channel of the batch norms, the last layer.
+    # They are 3x3 convolutions without bias, two numbers a channel of the batch norms, and the last
+    # layer.
     convs = 1 * 32 + 32 * 64 + 64 * 128 + 128 * 256 + 256 * 128 + 128 * 64 + 64 * 32
     norms = 32 + 64 + 128 + 256 + 128 + 64 + 32
     bare = 9 * convs + 2 * norms + 9 * 32 + 1
     assert bare == 776_129
     assert count(Autoencoder(MAX_POOL, NEAREST)) == bare
-    # D by convolution: C to C channels, with a batch norm.
+    # D is a convolution from C to C channels, with a batch norm.
     downs = 9 * (32**2 + 64**2 + 128**2) + 2 * (32 + 64 + 128)
     assert count(Autoencoder(CONV, NEAREST)) == bare + downs == 970_113
 
@@ -145,7 +146,8 @@ def test_one_step_may_differ():
     ids=lambda cfg: cfg['type'],
 )
 def test_what_cannot_downsample_is_no_pair(upsample):
-    with pytest.raises(ValueError, match=r"downsample_cfg: 'paired' expected .*got c2_c1"):
+    message = r"downsample_cfg: 'paired' expected .*\(A2U, IndexNet, MaxUnpooling, .*got c2_c1"
+    with pytest.raises(ValueError, match=message):
         Autoencoder(PAIRED, upsample)
 
 

@@ -17,7 +17,7 @@ NAME = 'autoencoder_{}_1xb100-100e_{}-32x32.py'
 DATASETS = ('fashion-mnist', 'mnist')
 A2U = dict(mode='static', channel_wise=True, kernel_size=1, encoder_kernel=4, sets=4, paired=False)
 SAPA = dict(kernel_size=5, normalization='softmax')
-#: D, the class of U and its attributes, by the field of the config's name that says them.
+#: A field of the config's name says what D is, the class of U, and its attributes.
 ROWS = {
     'conv-nearest': ('conv', 'SingleInputUpsampler', {}),
     'conv-bilinear': ('conv', 'SingleInputUpsampler', {}),
@@ -34,7 +34,7 @@ ROWS = {
     'paired-index-net-hin': ('paired', 'IndexNet', dict(variant='hin')),
     'paired-index-net-m2o': ('paired', 'IndexNet', dict(variant='m2o')),
 }
-#: mmcv's name of the layer, where the class of U does not tell.
+#: Where the class of U does not tell, mmcv's name of the layer does.
 LAYERS = {
     'conv-nearest': 'nearest',
     'conv-bilinear': 'bilinear',
@@ -69,7 +69,7 @@ def test_row(row):
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     batch = {'inputs': torch.rand(4, 1, 32, 32)}
     losses = model.train_step(batch, optim_wrapper)
-    # Images of noise, and a network that starts near 0: the mean of U(0, 1).
+    # The images are noise and the network starts near 0: it is the mean of U(0, 1).
     assert 0.3 < losses['loss'] < 0.9
     still = {name for name, value in model.named_parameters() if torch.equal(before[name], value)}
     # The softmax over CARAFE's one point is 1 whatever its layers give.

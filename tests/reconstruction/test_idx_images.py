@@ -35,12 +35,12 @@ def test_gives_float_images_from_0_to_1(tmp_path, write_idx):
 def test_resizes_bilinearly(tmp_path, write_idx):
     write_idx(tmp_path / PLAIN, np.array([[[0, 200], [0, 200]]], np.uint8))
     image = IdxImages(tmp_path, size=4)[0]['inputs']
-    # Halfway between two pixels' centers would be 100: these four lie a quarter beside it.
+    # It would be 100 halfway between two pixels' centers: these four lie a quarter beside it.
     torch.testing.assert_close(image * 255, torch.tensor([0.0, 50, 150, 200]).expand(1, 4, 4))
 
 
 def test_28_pixels_become_32_without_a_border(tmp_path, write_idx):
-    # More than one chunk of the resizing, whose images must stay in order.
+    # There is more than one chunk to resize, whose images must stay in order.
     images = np.full((4097, 28, 28), 255, np.uint8)
     images[-1] = 10
     write_idx(tmp_path / PLAIN, images)

@@ -28,7 +28,8 @@ def constant(value: float) -> Tensor:
 
 
 def test_values_by_hand():
-    # Squared errors .01 and .09, mean .05. Without variance SSIM is C1 / (mu^2 + C1), C1 = 1e-4.
+    # The squared errors are .01 and .09, and their mean is .05. Without variance SSIM is
+    # C1 / (mu^2 + C1), with C1 = 1e-4.
     found = evaluate((constant(0.1), constant(0)), (constant(0.3), constant(0)))
     assert found.keys() == {'PSNR', 'SSIM', 'RMSE', 'MAE'}
     assert found['RMSE'] == pytest.approx(math.sqrt(0.05))
@@ -80,7 +81,7 @@ def test_a_perfect_reconstruction():
 
 
 def test_large_images_count_more():
-    # 768 values with an error of .5, and 256 without: pixels are averaged, not images.
+    # 768 values have an error of .5, and 256 have none: pixels are averaged, not images.
     found = evaluate(
         (torch.full((3, 16, 16), 0.5), torch.zeros(3, 16, 16)), (constant(0), constant(0))
     )

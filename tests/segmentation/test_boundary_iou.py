@@ -40,24 +40,24 @@ def evaluate(pairs, classes=CLASSES, **kwargs) -> float:
 
 def test_shifted_square_counted_by_hand():
     label, pred = square(2), square(3)
-    # d = 1. Square: rings of 20, of which rows 4 and 9 share columns 3..7. Ground: the image's
-    # edge, 76, and rings of 28 round the squares, of which rows 3 and 10 share columns 2..8.
+    # d = 1: The square has rings of 20, whose rows 4 and 9 share columns 3..7. The ground has the
+    # image's edge, 76, and rings of 28 round the squares, whose rows 3 and 10 share columns 2..8.
     intersection, union = boundary_areas(pred, label, num_classes=2, width=1)
     assert intersection.tolist() == [76 + 14, 10]
     assert union.tolist() == [2 * (76 + 28) - 90, 2 * 20 - 10]
     assert evaluate([(pred, label)]) == round(100 * (90 / 118 + 10 / 30) / 2, 2)
 
-    # d = 2: 36 - 4 pixels each; the overlap of 30 lacks the six of either interior.
+    # d = 2: there are 36 - 4 pixels each; the overlap of 30 lacks the six of either interior.
     intersection, union = boundary_areas(pred, label, num_classes=2, width=2)
     assert (intersection[1], union[1]) == (24, 40)
 
 
 def test_width_follows_the_diagonal():
     metric = BoundaryIoU()
-    # 0.02 * hypot: 0.57, 14.4, 17.1, 50.
+    # 0.02 * hypot is 0.57, 14.4, 17.1 and 50.
     sizes = ((20, 20), (400, 600), (512, 683), (1500, 2000))
     assert [metric.boundary_width(*size) for size in sizes] == [1, 14, 17, 50]
-    # The shifted square of above with d = 2, round(0.07 * 28.28).
+    # It is the shifted square of above with d = 2, round(0.07 * 28.28).
     assert BoundaryIoU(dilation_ratio=0.07).boundary_width(20, 20) == 2
     narrow, wide = (evaluate([(square(3), square(2))], dilation_ratio=r) for r in (0.02, 0.07))
     assert narrow < wide
@@ -98,7 +98,7 @@ def test_missed_hole_lowers_it_while_miou_hardly_moves():
     evaluator.dataset_meta = {'classes': CLASSES}
     evaluator.process(data_samples=[sample], data_batch={})
     values = evaluator.evaluate(1)
-    # Region: 1968 of 1984 ground pixels, 14384 of 14400 of the square.
+    # The regions share 1968 of 1984 ground pixels, and 14384 of 14400 of the square.
     assert values['region/mIoU'] == pytest.approx(
         100 * (1968 / 1984 + 14384 / 14400) / 2, abs=0.006
     )
@@ -113,7 +113,7 @@ def test_missed_hole_lowers_it_while_miou_hardly_moves():
 
 def test_ignored_pixels_leave_both_maps():
     label, pred = square(2), square(2)
-    # A wrong block in the prediction, all of it where the label is ignored.
+    # The prediction has a wrong block, all of it where the label is ignored.
     pred[14:18, 12:18] = 1
     assert evaluate([(pred, label)]) < 100
     label[14:18, 12:18] = 255
@@ -125,8 +125,8 @@ def test_ignored_pixels_leave_both_maps():
 
 
 def test_images_add_up_before_the_division():
-    # Square: (20 + 10) / (20 + 30), where the mean of 1 and 1/3 would be 0.667.
-    # Ground: (104 + 90) / (104 + 118).
+    # The square has (20 + 10) / (20 + 30), where the mean of 1 and 1/3 would be 0.667, and the
+    # ground (104 + 90) / (104 + 118).
     value = evaluate([(square(2), square(2)), (square(3), square(2))])
     assert value == round(100 * (30 / 50 + 194 / 222) / 2, 2)
 

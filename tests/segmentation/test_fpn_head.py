@@ -16,7 +16,7 @@ from sapa_mm.segmentation import GuidedFPNHead
 
 pytestmark = pytest.mark.filterwarnings('ignore:When align_corners=True')
 
-# Unlike those of an FPN, so that a wrong level for a guide does not fit.
+# They differ, unlike those of an FPN, so that a wrong level for a guide does not fit.
 CHANNELS = [8, 12, 16, 20]
 OPTIONS = dict(
     in_channels=CHANNELS,

@@ -45,7 +45,7 @@ def run(neck: HCFPN, feats: ClusteredFeatures, others: dict | None = None) -> li
     end = neck.backbone_end_level
     used = range(neck.start_level, end)
     levels = {i: conv(feats[i]) for i, conv in zip(used, neck.lateral_convs, strict=True)}
-    # Assignments are of the last steps, whatever the neck uses.
+    # The assignments are those of the last steps, whatever the neck uses.
     first = len(feats) - 1 - len(feats.assignments)
     for i in range(end - 1, neck.start_level, -1):
         x, lateral = levels[i], levels[i - 1]
@@ -224,7 +224,7 @@ def test_steps_of_the_levels_have_no_upsamplers(levels):
     feats = make_features(levels)
     assert_close(neck(feats), run(neck, feats, dict(neck.upsamplers.items())))
     sum(out.square().sum() for out in neck(feats)).backward()
-    # What several GPUs wait for.
+    # Several GPUs wait for them.
     assert all(p.grad is not None for p in neck.parameters())
     if levels:
         with pytest.raises(ValueError, match=rf'levels: .* {levels - 1}, or fewer'):

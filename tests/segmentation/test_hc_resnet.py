@@ -130,7 +130,7 @@ def test_found_by_name_with_the_papers_defaults():
     with DefaultScope.overwrite_default_scope('mmseg'):
         net = MODELS.build(dict(TINY, type='HCResNet', depth=18))
     assert type(net) is HCResNet
-    # A ResNetV1c with clustering from stride 8 to 16 and from there to 32.
+    # It is a ResNetV1c with clustering from stride 8 to 16 and from there to 32.
     assert net.state_dict().keys() >= ResNetV1c(depth=18, **TINY).state_dict().keys()
     feats = net(make_images())
     assert [a.size for a in feats.assignments] == list(GRIDS[3:])
@@ -225,7 +225,7 @@ def test_fewer_stages_count_from_the_last():
 
 
 def test_an_image_smaller_than_the_stride():
-    # Grids of 16x24 pixels: 8x12, 4x6, 2x3, 1x2 and 1x1.
+    # The grids of 16x24 pixels are 8x12, 4x6, 2x3, 1x2 and 1x1.
     feats = make_features(4, (16, 24))
     assert [a.size for a in feats.assignments] == [(4, 6), (2, 3), (1, 2), (1, 1)]
     for assignment in feats.assignments:
@@ -308,7 +308,7 @@ def test_plugins_leave_the_clusters_to_the_branch(branch):
         50, levels=4, sampling_branch=branch, stock_options=dict(plugins=plugins)
     )
     for name, p in stock.named_parameters():
-        if 'context_block' in name:  # which starts as the identity
+        if 'context_block' in name:  # it starts as the identity
             nn.init.normal_(p, std=0.1)
     ours.load_state_dict(stock.state_dict(), strict=False)
     ours.double(), stock.double()
@@ -364,7 +364,7 @@ def test_checkpointing(depth):
 def test_channels_last(branch, downsampling):
     ours = HCResNet(18, 4, branch, downsampling, **TINY).double()
     for name, p in ours.named_parameters():
-        if 'conv_offset' in name:  # which start at zero
+        if 'conv_offset' in name:  # they start at zero
             nn.init.normal_(p, std=0.1)
     images = make_images(dtype=torch.float64)
     expected = ours(images)
@@ -453,7 +453,7 @@ def test_bad_arguments(options, error, message):
 
 
 def test_depth_that_no_resnet_has():
-    # The stock net's own check.
+    # This is the stock net's own check.
     with pytest.raises((KeyError, ValueError), match='depth 20'):
         HCResNet(20, **TINY)
 

@@ -73,7 +73,7 @@ def test_the_shortcut_of_v1d_still_pools():
 @pytest.mark.parametrize('depth', [18, 50])
 def test_deformable_convolutions_start_as_half_the_plain_ones(depth, initialized):
     ours = HCResNet(depth, 4, downsampling='dcn', **TINY)
-    if initialized:  # which is Kaiming's for every convolution
+    if initialized:  # it is Kaiming's for every convolution
         ours.init_weights()
     convs = deformable(ours.double())
     assert len(convs) == 6

@@ -60,7 +60,7 @@ def test_wiring():
         (dict(similarity='inner'), 0),
         (dict(similarity='bilinear'), 104_832),
         (dict(similarity='gated'), 155_718),
-        # Table 1 of the paper: 2Cd + C a step, neither LayerNorm parameters nor biases.
+        # Table 1 of the paper has 2Cd + C a step, neither LayerNorm parameters nor biases.
         (dict(similarity='gated', self_projection='key', bias=False, norm_affine=False), 99_840),
         (dict(similarity='gated', self_projection='key'), 106_374),
         (dict(similarity='gated', self_projection='query'), 106_374),

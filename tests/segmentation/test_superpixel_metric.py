@@ -77,7 +77,7 @@ def evaluate(samples, **options):
         (columns(9, 3, 7, 5000), columns(1, 1, 0, 0), 1.0),
         # Parts that lie apart are one superpixel.
         (columns(0, 1, 0), columns(0, 1, 1), 2 / 3),
-        # Three of class 0 of the four, then two of the three of which one is ignored.
+        # Three of the four have class 0, then two of the three of which one is ignored.
         (
             np.array([[0, 0, 1, 1], [0, 0, 1, 1]]),
             np.array([[0, 0, 0, 1], [0, 1, 255, 1]]),
@@ -94,7 +94,7 @@ def test_accuracy_counted_by_hand(superpixel_map, label, expected):
 
 def test_accuracy_of_another_ignore_index():
     superpixel_map, label = columns(0, 0, 0, 1), columns(0, 7, 255, 255)
-    # Of the first superpixel a third is class 0, a third 255.
+    # A third of the first superpixel is class 0, and a third 255.
     assert achievable_segmentation_accuracy(superpixel_map, label, ignore_index=7) == 2 / 3
     assert achievable_segmentation_accuracy(superpixel_map, label, ignore_index=255) == 0.5
     assert achievable_segmentation_accuracy(superpixel_map, label, ignore_index=3) == 0.5
@@ -170,14 +170,14 @@ def test_nearby_is_along_both_axes():
 
 def test_ignored_pixels_and_their_neighbours_are_no_boundary():
     label = columns(0, 0, 1, 1, 255, 2)
-    # Left are columns 1 and 2.
+    # Columns 1 and 2 are left.
     assert boundary_recall(columns(0, 0, 1, 1, 1, 1), label, radius=0) == 1.0
     assert boundary_recall(columns(0, 0, 0, 0, 1, 1), label, radius=0) == 0.0
     # Column 2 is a neighbour of column 3, which is ignored, and column 1 is left.
     label = columns(0, 0, 1, 255, 1, 1)
     assert boundary_recall(columns(0, 1, 1, 1, 1, 1), label, radius=0) == 1.0
     assert boundary_recall(columns(0, 0, 0, 1, 1, 1), label, radius=0) == 0.0
-    # As another class the index makes more of them: columns 1 to 4.
+    # As another class the index makes more of them, columns 1 to 4.
     assert boundary_recall(columns(0, 0, 0, 1, 1, 1), label, 7, radius=0) == 0.5
     # Three columns apart the ignored one does not matter.
     label = columns(0, 0, 1, 1, 1, 9)
@@ -193,7 +193,7 @@ def test_superpixels_are_not_ignored():
 @pytest.mark.parametrize('seed', range(3))
 def test_recall_by_loops(seed, radius):
     superpixel_map, label = random_maps(seed)
-    # Larger ones than the label's, so that some boundaries are missed.
+    # They are larger than the label's, so that some boundaries are missed.
     superpixel_map = np.kron(superpixel_map[::3, ::3], np.ones((7, 9), int))[:17, :22]
     truth = boundary_pixels(label, ignore_index=255)
     found = boundary_pixels(superpixel_map)
@@ -205,7 +205,7 @@ def test_recall_by_loops(seed, radius):
 
 @pytest.mark.parametrize(
     ('height', 'width', 'radius'),
-    # 0.0025 * hypot: 0.07, 0.49, 0.51, 1.0, 1.45, 2.0, 2.6.
+    # 0.0025 * hypot is 0.07, 0.49, 0.51, 1.0, 1.45, 2.0 and 2.6.
     [(20, 20, 0), (130, 147, 0), (140, 149, 1), (240, 320, 1), (321, 481, 1), (480, 640, 2)]
     + [(640, 820, 3)],
 )
@@ -216,7 +216,7 @@ def test_radius_follows_the_diagonal(height, width, radius):
         superpixel_map = np.roll(label, shift, axis=1)
         # The roll's other boundary is at the image's edge, out of reach.
         superpixel_map[:, :shift] = 0
-        # Boundary pixels edge - 1 and edge, against edge + shift - 1 and edge + shift.
+        # Boundary pixels are edge - 1 and edge, against edge + shift - 1 and edge + shift.
         expected = ((shift <= radius) + (max(shift - 1, 0) <= radius)) / 2
         assert boundary_recall(superpixel_map, label) == expected
 
@@ -224,7 +224,7 @@ def test_radius_follows_the_diagonal(height, width, radius):
 def test_recall_without_a_boundary():
     for label in (columns(1, 1, 1), columns(1, 255, 1), columns(255, 255, 255)):
         assert math.isnan(boundary_recall(columns(0, 1, 1), label))
-    # Two classes, but side by side with an ignored pixel.
+    # There are two classes, but side by side with an ignored pixel.
     assert math.isnan(boundary_recall(columns(0, 1, 1), columns(0, 255, 1)))
 
 
@@ -246,9 +246,9 @@ def test_recall_refuses_a_negative_radius():
         boundary_recall(columns(0, 1), columns(0, 1), radius=-1)
 
 
-#: Levels and label of three images, the last without a boundary.
+#: Three images have these levels and labels, the last without a boundary.
 IMAGES = [
-    # ASA and BR in percent: 100, 100 and 50, 0.
+    # ASA and BR are 100, 100 and 50, 0 percent.
     ((columns(0, 0, 1, 1), columns(0, 0, 0, 0)), columns(0, 0, 1, 1)),
     # 75, 50; halves of rows: 50, and of each column on the boundary 2 of 4 pixels.
     ((columns(0, 0, 0, 1), columns(0, 0, 1, 1).T), columns(0, 0, 1, 1)),
@@ -265,7 +265,7 @@ def test_metric_averages_over_images():
     # The third has no boundary to find.
     expected |= {'ASA/s16': 91.67, 'ASA/s32': 66.67}
     assert evaluate(samples) == expected
-    # In one batch the same.
+    # They are the same in one batch.
     metric = METRICS.build(dict(type='mmseg.SuperpixelMetric'))
     metric.process({}, [sample.to_dict() for sample in samples])
     assert metric.evaluate(3) == expected

@@ -155,7 +155,7 @@ def test_superpixels_of_every_level_of_a_batch(levels):
         for stride, level, small in zip(of_image, of_image.values(), expected, strict=True):
             assert level.dtype == torch.int64
             repeated = small.repeat_interleave(factor, dim=0).repeat_interleave(factor, dim=1)
-            # Alone and in a batch an image may differ in the last bits.
+            # Alone, an image may differ in the last bits from itself in a batch.
             assert (level == repeated).float().mean() > 0.99
             assert level.max() < (64 // stride) * (96 // stride)
 
@@ -257,7 +257,7 @@ def test_runner_measures_and_draws(
         values = runner.val() if loop == 'val' else runner.test()
         loader = runner.val_dataloader if loop == 'val' else runner.test_dataloader
         found = []
-        # In the same batches, so that not a bit differs.
+        # The batches are the same, so that not a bit differs.
         for batch in loader:
             data = runner.model.data_preprocessor(batch)
             with torch.no_grad():

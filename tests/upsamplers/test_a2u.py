@@ -31,10 +31,10 @@ pytestmark = pytest.mark.usefixtures('poisoned_memory')
 
 MODES = ('dynamic', 'static', 'hybrid')
 
-#: Every form of the operator: mode, channel_wise, point_wise.
+#: A form of the operator is mode, channel_wise and point_wise; these are all.
 FORMS = list(itertools.product(MODES, (False, True), (False, True)))
 
-#: Every form in float64, one of each mode in the other dtypes as well.
+#: Every form is tested in float64, one of each mode in the other dtypes as well.
 CASES = [
     (form, dtype)
     for i, form in enumerate(FORMS)
@@ -294,7 +294,7 @@ def test_memory_layouts(mode, layout):
 
 @pytest.mark.parametrize('form', [*FORMS[::3], ('static', True, True)], ids=str)
 def test_gradcheck(form):
-    # Few parameters: each is a run of its own.
+    # There are few parameters, as each is a run of its own.
     kernel_size = 3 if form[0] == 'static' else 1
     module = make_module(1, 1, form=form, kernel_size=kernel_size, encoder_kernel=2, paired=True)
     x, guide = torch.randn(1, 1, 2, 2).double(), torch.randn(1, 1, 3, 4).double()

@@ -57,7 +57,7 @@ def test_one_assignment_decodes_several_maps():
         out = assignment.decode(value)
         assert out.shape == (1, channels, *sizes.high)
         assert_close_to_reference(out, expected, margin=(2, 2))
-    # Channel by channel the same, and linear.
+    # It is the same channel by channel, and linear.
     torch.testing.assert_close(assignment.decode(value[:, 4:5]), out[:, 4:5])
     torch.testing.assert_close(assignment.decode(2 * value), 2 * out)
 

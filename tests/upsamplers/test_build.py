@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
@@ -5,7 +7,8 @@ from mmseg.registry import MODELS as MMSEG_MODELS
 from torch import nn
 from torch.nn import functional as F
 
-from sapa_mm.upsamplers import SAPA, build_steps, build_upsampler
+from sapa_mm.upsamplers import SAPA, PairedUpsampler, Upsampler, build_steps, build_upsampler
+from sapa_mm.upsamplers.build import registered_upsamplers
 
 SIZES = [((4, 5), (8, 10)), ((17, 23), (33, 45)), ((16, 9), (33, 19)), ((5, 5), (5, 5))]
 
@@ -125,6 +128,29 @@ def test_bad_config(cfg, error, message):
         build_upsampler(cfg, 4, 4)
 
 
+def test_an_unknown_type_is_told_the_registered_ones():
+    class Mine(Upsampler):
+        pass
+
+    def offered():
+        with pytest.raises(ValueError) as error:
+            build_upsampler(dict(type='SAPPA'), 4)
+        (names,) = re.findall('expected type (.*) or a module', str(error.value))
+        return names
+
+    ours = 'SAPA, A2U, CARAFE, IndexNet, MaxUnpooling, '
+    others = 'SoftClusteringUpsampler, nearest, bilinear, deconv, pixel_shuffle'
+    assert offered() == ours + others
+    assert registered_upsamplers(PairedUpsampler) == ['A2U', 'IndexNet', 'MaxUnpooling']
+    MMSEG_MODELS.register_module(name='OursForTest', module=Mine)
+    try:
+        assert offered() == ours + others
+        with DefaultScope.overwrite_default_scope('mmseg'):
+            assert offered() == f'{ours}OursForTest, {others}'
+    finally:
+        MMSEG_MODELS.module_dict.pop('OursForTest')
+
+
 @pytest.mark.parametrize('kind', ['nearest', 'deconv', 'SAPA'])
 def test_bad_features(kind):
     upsampler = build_upsampler(dict(type=kind), 4, 6)
@@ -150,6 +176,14 @@ def test_steps_merge_and_replace():
     assert built['b'].embed_dims == 8
     assert built['b'].guide_channels == 6
     assert not list(built['c'].parameters())
+
+
+def test_steps_to_skip_have_no_upsampler():
+    steps = {'a': (4, 4), 'b': (4, 6), 'c': (4, 4)}
+    built = build_steps(dict(type='SAPA'), {'b': dict(kernel_size=3)}, steps, skip=('b', 'x'))
+    assert list(built) == ['a', 'c']
+    with pytest.raises(ValueError, match="step_cfgs: expected steps of a, b, c, got 'd'"):
+        build_steps(dict(type='SAPA'), {'d': {}}, steps, skip=('b',))
 
 
 def test_bad_steps():

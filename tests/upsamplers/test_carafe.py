@@ -90,7 +90,7 @@ def check(module, inputs, **options):
 @pytest.mark.parametrize('dtype', MODULE_DTYPES, ids=str)
 @pytest.mark.parametrize('sizes', SIZES, ids=str)
 def test_is_the_definition(sizes, dtype):
-    # With the fixed ratio of 2: doubled, cropped and interpolated sizes.
+    # The fixed ratio of 2 gives doubled, cropped and interpolated sizes.
     module = randomize(CARAFE(sizes.c, sizes.d, compressed_channels=6)).to(dtype)
     check(module, make_inputs(sizes, dtype=dtype))
 
@@ -169,7 +169,7 @@ def test_kernels_sum_to_one():
     out = randomize(CARAFE(4)).double()(x, guide)
     torch.testing.assert_close(out[:, :, 4:-4, 4:-4], x.new_full((1, 4, 4, 6), 2.0))
     assert (out[:, :, :4] < 1.999).all()
-    # Equal weights: .36 of it in the corners, .6 on the edges, .8 in the ring behind them.
+    # With equal weights it is .36 in the corners, .6 on the edges, .8 in the ring behind them.
     module = CARAFE(4).double()
     with torch.no_grad():
         module.content_encoder.weight.zero_()
@@ -200,7 +200,7 @@ def test_memory_layouts(layout, groups):
 
 @pytest.mark.parametrize('high', [(4, 6), (3, 5), (7, 6)])
 def test_gradcheck(high):
-    # A small encoder: every parameter is a run of its own.
+    # The encoder is small, as every parameter is a run of its own.
     module = CARAFE(2, 1, kernel_size=3, compressed_channels=1, encoder_kernel=1, groups=2)
     module = randomize(module).double()
     x, guide = torch.randn(1, 2, 2, 3), torch.randn(1, 1, *high)
@@ -220,7 +220,7 @@ def check_initial(module):
     weight = module.channel_compressor.weight
     bound = math.sqrt(6 / (weight.shape[0] + weight.shape[1]))
     assert weight.abs().max() <= bound
-    # Of a uniform law; six standard errors.
+    # The law is uniform; six standard errors are allowed.
     assert weight.abs().max() > 0.99 * bound
     assert weight.std().item() == pytest.approx(
         bound / 3**0.5, rel=6 * 0.45 / weight.numel() ** 0.5

@@ -5,7 +5,8 @@ from upsampler_oracles import count
 
 from sapa_mm.upsamplers import A2U, CARAFE, SAPA, IndexNet, MaxUnpooling
 
-#: Of the paper's Table 1, at 256 channels: operator, its options, multiply-adds of a pixel of x.
+#: The paper's Table 1 gives operators with their options these multiply-adds of a pixel of x, at
+#: 256 channels.
 PER_PIXEL = [
     (CARAFE, {}, 99_584),
     (IndexNet, {}, 32 * 256**2 + 12 * 256),
@@ -18,14 +19,14 @@ PER_PIXEL = [
     (MaxUnpooling, {}, 0),
 ]
 
-#: The (H, W) of x at every upsampling step: SegFormer-B1 at 512, MaskFormer at 640, Mask2Former.
+#: x has these (H, W) at the steps of SegFormer-B1 at 512, MaskFormer at 640, and Mask2Former.
 HOSTS = {
     'SegFormer': [(16, 16), (32, 32), (32, 32), (64, 64), (64, 64), (64, 64)],
     'MaskFormer': [(20, 20), (40, 40), (80, 80)],
     'Mask2Former': [(80, 80)],
 }
 
-#: GFLOPs that the paper's Tables 2 to 4 add to each host. Mask2Former with CARAFE is .637: the
+#: The paper's Tables 2 to 4 add these GFLOPs to each host. Mask2Former with CARAFE is .637: the
 #: paper cut what others rounded.
 REPORTED = [
     (CARAFE, {}, (1.45, 0.84, 0.64)),
@@ -60,7 +61,7 @@ def test_what_the_paper_reports(operator, options, reported):
 @pytest.mark.parametrize(
     ('operator', 'options', 'expected'),
     [
-        # Millions of parameters of six, three and one upsampler at 256 channels.
+        # Six, three and one upsampler have so many million parameters at 256 channels.
         (CARAFE, {}, (0.44, 0.22, 0.07)),
         (IndexNet, {}, (12.60, 6.30, 2.10)),
         (A2U, {'encoder_kernel': 6}, (0.06, 0.03, 0.01)),

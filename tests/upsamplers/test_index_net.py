@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures('poisoned_memory')
 
 VARIANTS = ('hin', 'm2o', 'o2o')
 
-#: Every form of the operator: variant, context, nonlinear.
+#: A form of the operator is variant, context and nonlinear; these are all.
 FORMS = [
     (variant, context, nonlinear)
     for variant in VARIANTS
@@ -109,7 +109,7 @@ def encode(state, guide, form, training=True):
             z = batch_norm(z, state, f'{prefix}.1', training).clamp(0, 6)
             z = F.conv2d(z, state[f'{prefix}.3.weight'], groups=groups)
         results.append(z)
-    # Of the holistic index the channels of one encoder are the sub-positions.
+    # The channels of the holistic index's one encoder are the sub-positions.
     return results[0][:, None] if variant == 'hin' else torch.stack(results, dim=2)
 
 
@@ -218,7 +218,7 @@ def test_one_encoding_serves_both_directions():
     encoding = module.encode(guide)
     module.downsample(guide, encoding)
     module(x, guide, encoding)
-    # One pass through the encoder.
+    # There is one pass through the encoder.
     assert module.encoders[0][1].num_batches_tracked == 1
 
 
@@ -262,7 +262,7 @@ def test_autocast(variant, guide_dtype):
 @pytest.mark.parametrize(
     ('options', 'parameters'),
     [
-        # Beside the published numbers the BatchNorms'.
+        # The BatchNorms' come beside the published numbers.
         ({}, 32 * 16**2 + 8 * 16 + 4 * 16),
         ({'context': False}, 8 * 16**2 + 8 * 16 + 4 * 16),
         ({'nonlinear': False}, 16 * 4 * 16),
@@ -347,7 +347,7 @@ def test_bad_switch(argument, wrong):
 def test_channels_that_must_be_equal():
     with refused('guide_channels', '8', '12', error=ValueError):
         IndexNet(8, 12, variant='o2o')
-    # Not to upsample with a full index, but to downsample: it has 8 channels.
+    # It is no matter for upsampling with a full index, but for downsampling: it has 8 channels.
     module = IndexNet(8, 12, variant='m2o')
     assert module(torch.randn(2, 8, 3, 4), torch.randn(2, 12, 6, 8)).shape == (2, 8, 6, 8)
     with refused('8', '12', error=ValueError):

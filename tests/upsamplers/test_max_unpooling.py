@@ -53,7 +53,7 @@ def test_is_that_of_torch(low, dtype):
     assert out.dtype == dtype
     assert torch.equal(out, F.max_unpool2d(x, indices, 2))
     assert torch.equal(module.downsample(guide), pooled)
-    # There and back again.
+    # It goes there and back again.
     assert torch.equal(module.downsample(guide, module.encode(guide)), pooled)
     assert torch.equal(F.max_pool2d(out.abs(), 2), x.abs())
 

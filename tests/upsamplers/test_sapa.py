@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures('poisoned_memory')
 
 SIMILARITIES = ('inner', 'bilinear', 'plain', 'gated')
 
-#: Every form of the operator: similarity, self_input, self_projection.
+#: A form of the operator is similarity, self_input and self_projection; these are all.
 FORMS = [
     ('inner', 'normalized', 'separate'),
     ('bilinear', 'normalized', 'separate'),
@@ -227,7 +227,7 @@ GATE = {'gate_proj.weight', 'gate_proj.bias'}
             {'key_proj.weight', 'query_proj.weight', 'self_proj.weight', 'gate_proj.weight'},
         ),
     ],
-    # Sorted: a set prints in another order in every process.
+    # They are sorted, as a set prints in another order in every process.
     ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_state_dict_keys(options, keys):
@@ -258,7 +258,7 @@ def test_initial_parameters(initialise):
         module.init_weights()
     for name in ('key_proj', 'query_proj', 'self_proj', 'gate_proj'):
         layer = getattr(module, name)
-        # Six standard errors of the estimates; Linear's own default has .036 and a uniform law.
+        # The bounds are six standard errors; Linear's own default has .036 and a uniform law.
         size = layer.weight.numel()
         assert abs(layer.weight.mean()) < 6 * 0.02 / size**0.5
         assert abs(layer.weight.std() / 0.02 - 1) < 6 / (2 * size) ** 0.5

@@ -1,118 +1,36 @@
+"""What soft clustering computes: weights, decoding, borders, layouts, dtypes and gradients."""
+
 import pytest
 import torch
-from mmengine.registry import MODELS
-from mmseg.registry import MODELS as MMSEG_MODELS
+from testing_soft_clustering import (
+    BORDERS,
+    CASES,
+    CLUSTERS,
+    FORMS,
+    POINTS,
+    affiliation,
+    embed,
+    make_inputs,
+    make_module,
+    projections,
+    weights_of,
+)
 from testing_utils import LAYOUTS, SIZES, assert_close_to_reference, border_margin, make_tensor
-from torch.nn import functional as F
 from upsampler_oracles import (
-    BAD_SHAPES,
     MODULE_DTYPES,
     check_against_oracle,
     check_autocast,
     check_batch_of_one,
     check_gradients_numerically,
-    check_host_initialises,
     check_layouts,
-    check_refuses_features,
-    count,
     randomize,
-    refused,
     to_parent_grid,
 )
 
-import sapa_mm.segmentation  # noqa: F401  registers GuidedFPN
 from sapa_mm.ops import reference
-from sapa_mm.upsamplers import (
-    Assignment,
-    SoftClustering,
-    SoftClusteringUpsampler,
-    build_upsampler,
-)
+from sapa_mm.upsamplers import Assignment, SoftClustering, SoftClusteringUpsampler
 
 pytestmark = pytest.mark.usefixtures('poisoned_memory')
-
-#: Of the points and of the clusters. Not equal, so that their projections can be told apart.
-POINTS, CLUSTERS = 5, 7
-BORDERS = ('zero', 'mask')
-#: Every form of the similarity, with a temperature that keeps the softmax off its corners.
-FORMS = [
-    {'normalize': normalize, 'border': border, 'temperature': temperature}
-    for normalize, temperature in ((True, 0.2), (False, 1.5))
-    for border in BORDERS
-]
-#: Ratios 1 to 4, 33x45 over 17x23, other odd ones, and maps smaller than the window. Without those
-#: where one cluster is all there is: the gradients of its weight, which is 1, are 0.
-CASES = [
-    (sizes, kernel_size, form)
-    for kernel_size, chosen in ((3, SIZES), (5, [SIZES[i] for i in (0, 3, 4, 8, 9)]))
-    for sizes in chosen
-    for form in FORMS
-    if not (form['border'] == 'mask' and sizes.low == (1, 1))
-]
-
-
-def make_module(cls=SoftClustering, dtype=torch.float64, **options):
-    """A module with random parameters whose points, or guide, have the channels ``POINTS``."""
-    channels = (POINTS, CLUSTERS) if cls is SoftClustering else (CLUSTERS, POINTS)
-    return randomize(cls(*channels, **{'embed_dims': 6, **options})).to(dtype)
-
-
-def make_inputs(sizes, dtype=torch.float64):
-    return {
-        'points': make_tensor(sizes.n, POINTS, *sizes.high, mean=0.4, dtype=dtype),
-        'clusters': make_tensor(sizes.n, CLUSTERS, *sizes.low, mean=-0.3, dtype=dtype),
-    }
-
-
-def projections(state):
-    """Wq (d, POINTS) and Wk (d, CLUSTERS), whatever they are called."""
-    by_width = {weight.shape[1]: weight.flatten(1) for weight in state.values()}
-    assert len(state) == 2
-    return by_width[POINTS], by_width[CLUSTERS]
-
-
-def embed(state, points, clusters, normalize):
-    """Query and key, divided by their norms."""
-    maps = []
-    for weight, x in zip(projections(state), (points, clusters), strict=True):
-        projected = torch.einsum('dc,nchw->ndhw', weight, x)
-        if normalize:
-            projected = projected / projected.square().sum(dim=1, keepdim=True).sqrt()
-        maps.append(projected)
-    return maps
-
-
-def affiliation(state, points, clusters, value, *, normalize, border, temperature, kernel_size):
-    """The whole operator by the reference of the project's own operator."""
-    return reference.point_affiliation(
-        *embed(state, points, clusters, normalize),
-        value,
-        kernel_size=kernel_size,
-        temperature=temperature,
-        border=border,
-    )
-
-
-def weights_of(state, points, clusters, *, normalize, border, temperature, kernel_size):
-    """The weights, from windows that F.unfold cuts out of the clusters' grid."""
-    query, key = embed(state, points, clusters, normalize)
-    n, _, h, w = key.shape
-
-    def windows(x):
-        cut = F.unfold(x, kernel_size, padding=kernel_size // 2)
-        cut = to_parent_grid(cut.view(n, -1, h, w), query.shape[2:])
-        return cut.unflatten(1, (-1, kernel_size**2))
-
-    scores = torch.einsum('ndyx,ndpyx->npyx', query, windows(key)) / temperature
-    if border == 'mask':
-        inside = windows(torch.ones_like(key[:, :1]))[:, 0] > 0
-        scores = scores.masked_fill(~inside, -torch.inf)
-    return scores.softmax(dim=1)
-
-
-def layers_of(module):
-    """The sub-modules that hold the projections."""
-    return [layer for layer in module.modules() if getattr(layer, 'weight', None) is not None]
 
 
 @pytest.mark.parametrize(('sizes', 'kernel_size', 'form'), CASES, ids=str)
@@ -234,7 +152,7 @@ def test_embedding_is_what_is_compared(form):
     expected = reference.local_similarity(
         *embed(module.state_dict(), *inputs.values(), form['normalize']), kernel_size=3
     )
-    # However the temperature is dealt out between the two and the operator.
+    # It holds however the temperature is dealt out between the two and the operator.
     ratio = (scores.flatten() @ expected.flatten() / expected.square().sum()).item()
     assert min(abs(ratio - 1), abs(ratio * form['temperature'] - 1)) < 1e-9
     torch.testing.assert_close(scores, ratio * expected)
@@ -279,7 +197,7 @@ def test_borders_by_value(kernel_size, corner, edge, second_ring, normalize):
             equal = torch.full_like(assignment.weights, 1 / kernel_size**2)
             torch.testing.assert_close(assignment.weights, equal)
         else:
-            # Those inside share it.
+            # The positions inside share it.
             weights = assignment.weights[0, :, 0, 0]
             weights = weights[weights != 0]
             assert len(weights) == (kernel_size // 2 + 1) ** 2
@@ -300,7 +218,7 @@ def test_weights_outside_the_image():
     outside = {}
     for border in BORDERS:
         weights = make_module(border=border)(points, clusters).weights
-        # The row above the first row's window.
+        # This is the row above the first row's window.
         outside[border] = weights[:, :3, :2]
         assert (weights[:, 3:6, :, 4:12] > 0).all()
     assert (outside['zero'] > 0).all()
@@ -404,195 +322,3 @@ def test_batch_of_one(form):
     clustering = make_module(**form)
     check_batch_of_one(lambda x, guide: clustering(guide, x).weights, clusters, points)
     check_batch_of_one(lambda x, guide: clustering(guide, x).labels(), clusters, points)
-
-
-@pytest.mark.parametrize(
-    ('options', 'expected'),
-    [
-        ({}, 2 * 16 * 64),
-        ({'embed_dims': 32}, 2 * 16 * 32),
-        ({'kernel_size': 5, 'normalize': False, 'border': 'mask'}, 2 * 16 * 64),
-    ],
-    ids=str,
-)
-def test_parameters(options, expected):
-    for cls, other in (
-        (SoftClustering, 'cluster_channels'),
-        (SoftClusteringUpsampler, 'guide_channels'),
-    ):
-        module = cls(16, **options)
-        assert count(module) == expected
-        assert len(list(module.parameters())) == len(module.state_dict()) == 2
-        assert all(layer.bias is None for layer in layers_of(module))
-        assert len(layers_of(module)) == 2
-        wider = cls(16, **{other: 24}, **options)
-        assert count(wider) == expected // 32 * 40
-
-
-@pytest.mark.parametrize(
-    ('options', 'expected'),
-    [
-        # Projections 60 * 16 * 8 + 15 * 12 * 8, similarities 60 * 9 * 8, assembly 60 * 9 * 12.
-        ({'embed_dims': 8}, 7680 + 1440 + 4320 + 6480),
-        # d = 64: 60 * 16 * 64 + 15 * 12 * 64 + 60 * 9 * 64 + 60 * 9 * 12.
-        ({}, 61440 + 11520 + 34560 + 6480),
-        ({'embed_dims': 8, 'kernel_size': 5}, 7680 + 1440 + 12000 + 18000),
-        ({'embed_dims': 8, 'kernel_size': 1, 'border': 'mask'}, 7680 + 1440 + 480 + 720),
-    ],
-    ids=str,
-)
-def test_flops(options, expected):
-    flops = SoftClusteringUpsampler(12, 16, **options).flops((3, 5), (6, 10))
-    assert type(flops) is int
-    assert flops == expected
-
-
-def test_flops_at_odd_sizes():
-    flops = SoftClusteringUpsampler(4, 6, embed_dims=2).flops((2, 3), (3, 5))
-    assert flops == 15 * 6 * 2 + 6 * 4 * 2 + 15 * 9 * 2 + 15 * 9 * 4
-
-
-def test_is_registered_and_built():
-    module = MODELS.build({'type': 'SoftClusteringUpsampler', 'in_channels': 8})
-    assert type(module) is SoftClusteringUpsampler
-    cfg = dict(
-        type='SoftClusteringUpsampler',
-        embed_dims=16,
-        kernel_size=5,
-        normalize=False,
-        temperature=0.5,
-        border='mask',
-    )
-    module = randomize(build_upsampler(cfg, CLUSTERS, POINTS)).double()
-    assert type(module) is SoftClusteringUpsampler
-    points, clusters = make_inputs(SIZES[4]).values()
-    form = dict(kernel_size=5, normalize=False, temperature=0.5, border='mask')
-    expected = affiliation(module.state_dict(), points, clusters, clusters, **form)
-    assert_close_to_reference(module(clusters, points), expected, margin=(4, 4), tolerance=1e-11)
-
-
-def test_in_a_guided_fpn():
-    neck = MMSEG_MODELS.build(
-        dict(
-            type='GuidedFPN',
-            in_channels=[8, 12, 16],
-            out_channels=4,
-            num_outs=3,
-            upsample_cfg=dict(type='SoftClusteringUpsampler', embed_dims=6),
-            step_cfgs=dict(c3_c2=dict(kernel_size=5, border='mask')),
-        )
-    )
-    neck.init_weights()
-    inputs = [
-        torch.randn(2, c, *size)
-        for c, size in zip((8, 12, 16), ((33, 45), (17, 23), (9, 12)), strict=True)
-    ]
-    outs = neck(inputs)
-    assert [out.shape for out in outs] == [(2, 4, 33, 45), (2, 4, 17, 23), (2, 4, 9, 12)]
-    c1, c2, c3 = (conv(x) for conv, x in zip(neck.lateral_convs, inputs, strict=True))
-    c2 = c2 + neck.upsamplers['c3_c2'](c3, c2)
-    c1 = c1 + neck.upsamplers['c2_c1'](c2, c1)
-    for out, conv, merged in zip(outs, neck.fpn_convs, (c1, c2, c3), strict=True):
-        torch.testing.assert_close(out, conv(merged))
-    sum(out.square().sum() for out in outs).backward()
-    assert all(p.grad.abs().sum() > 0 for p in neck.upsamplers.parameters())
-
-
-@pytest.mark.parametrize('initialise', [False, True])
-@pytest.mark.parametrize('cls', [SoftClustering, SoftClusteringUpsampler])
-def test_initial_parameters(cls, initialise):
-    """PyTorch's own: uniform within 1 / sqrt(fan_in)."""
-    module = cls(256, 64)
-    if initialise:
-        if cls is SoftClusteringUpsampler:
-            with torch.no_grad():
-                for parameter in module.parameters():
-                    parameter.fill_(3.0)
-        module.init_weights()
-    for weight in module.parameters():
-        bound = weight[0].numel() ** -0.5
-        assert 0.98 * bound < weight.abs().max() <= bound
-        assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
-        assert abs(weight.mean()) < 6 * bound / (3 * weight.numel()) ** 0.5
-
-
-def test_a_hosts_initialization_leaves_it():
-    module = SoftClusteringUpsampler(8, 12)
-    (kind,) = {type(layer) for layer in layers_of(module)}
-    check_host_initialises(module, kind)
-
-
-@pytest.mark.parametrize('cls', [SoftClustering, SoftClusteringUpsampler])
-def test_init_cfg_of_the_user(cls):
-    (kind,) = {type(layer).__name__ for layer in layers_of(cls(8))}
-    module = cls(8, init_cfg={'type': 'Constant', 'layer': kind, 'val': 0.5})
-    module.init_weights()
-    assert all(parameter.eq(0.5).all() for parameter in module.parameters())
-
-
-@pytest.mark.parametrize('cls', [SoftClustering, SoftClusteringUpsampler])
-def test_repr_shows_the_options(cls):
-    shown = repr(cls(8, kernel_size=7, temperature=0.125, border='mask', normalize=False))
-    assert all(option in shown for option in ('7', '0.125', 'mask', 'False'))
-
-
-@pytest.mark.parametrize('cls', [SoftClustering, SoftClusteringUpsampler])
-@pytest.mark.parametrize('argument', ['in_channels', 'other_channels', 'embed_dims'])
-@pytest.mark.parametrize('wrong', [0, -1, 8.0, '8', True], ids=repr)
-def test_bad_number_of_channels(cls, argument, wrong):
-    if argument == 'other_channels':
-        argument = 'cluster_channels' if cls is SoftClustering else 'guide_channels'
-    with refused(argument, error=ValueError if type(wrong) is int else TypeError):
-        cls(**({'in_channels': 8} | {argument: wrong}))
-
-
-@pytest.mark.parametrize('cls', [SoftClustering, SoftClusteringUpsampler])
-@pytest.mark.parametrize(
-    ('argument', 'wrong', 'error'),
-    [
-        ('kernel_size', 4, ValueError),
-        ('kernel_size', 0, ValueError),
-        ('kernel_size', -3, ValueError),
-        ('kernel_size', 3.0, TypeError),
-        ('kernel_size', '3', TypeError),
-        ('kernel_size', True, TypeError),
-        ('kernel_size', None, TypeError),
-        ('normalize', 1, TypeError),
-        ('normalize', 'True', TypeError),
-        ('normalize', None, TypeError),
-        ('temperature', 0, ValueError),
-        ('temperature', -0.07, ValueError),
-        ('temperature', float('inf'), ValueError),
-        ('temperature', float('nan'), ValueError),
-        ('temperature', '0.07', TypeError),
-        ('temperature', True, TypeError),
-        ('temperature', None, TypeError),
-        ('border', 'replicate', ValueError),
-        ('border', 'Zero', ValueError),
-        ('border', None, (TypeError, ValueError)),
-        ('border', 0, (TypeError, ValueError)),
-        ('border', ['zero'], (TypeError, ValueError)),
-    ],
-)
-def test_bad_option(cls, argument, wrong, error):
-    with refused(argument, *(BORDERS if argument == 'border' else ()), error=error):
-        cls(8, **{argument: wrong})
-
-
-def test_bad_features():
-    check_refuses_features(SoftClusteringUpsampler(8))
-    module = SoftClustering(8)
-    ours = {'x': 'clusters', 'guide': 'points'}
-    points, clusters = torch.zeros(2, 8, 6, 8), torch.zeros(2, 8, 3, 4)
-    for run in (module, module.embed):
-        for x, guide, names in BAD_SHAPES:
-            with refused(*(ours.get(name, name) for name in names), error=ValueError):
-                run(torch.zeros(guide), torch.zeros(x))
-        with refused('points', 'list', error=TypeError):
-            run([1.0], clusters)
-        with refused('clusters', 'list', error=TypeError):
-            run(points, [1.0])
-        with refused('clusters', 'int64', error=TypeError):
-            run(points.long(), clusters.long())
-        with refused('points', 'float64', 'float32', error=TypeError):
-            run(points.double(), clusters)

@@ -103,7 +103,7 @@ def test_kernels_of_every_similarity_assemble_the_output(similarity):
     out, steps = record(host, x, guide)
     step = steps['c2_c1']
     assert step.upsampler == f'SAPA ({similarity})'
-    # Far from uniform, or any kernels would do.
+    # They are far from uniform, or any kernels would do.
     assert step.kernels.amax(2).mean() > 0.2
     torch.testing.assert_close(assemble(step.kernels[:, 0], x), out)
 
@@ -115,7 +115,7 @@ def test_kernels_of_carafe():
     x, guide = torch.randn(2, 8, 4, 5), torch.randn(2, 8, 7, 9)
     out, steps = record(host, x, guide)
     kernels = steps['c2_c1'].kernels
-    # At the size that CARAFE upsamples to, before it crops.
+    # It is the size that CARAFE upsamples to, before it crops.
     assert kernels.shape == (2, 2, 25, 8, 10)
     assert torch.equal(kernels.flatten(1, 2), upsampler.predict_kernels(x))
     torch.testing.assert_close(kernels.sum(2), torch.ones(2, 2, 8, 10))
@@ -143,7 +143,7 @@ def test_kernels_of_others_assemble_the_output(kind):
         ('bilinear', 'bilinear'),
         ('deconv', 'ConvTranspose2d'),
         ('pixel_shuffle', 'PixelShufflePack'),
-        ('IndexNet', 'IndexNet'),
+        ('IndexNet', 'IndexNet (hin)'),
         ('MaxUnpooling', 'MaxUnpooling'),
     ],
 )

@@ -40,7 +40,7 @@ def test_only_boundaries_are_marked(superpixels):
     changed = (marked != image).any(axis=2)
     assert (marked[changed] == YELLOW).all()
     assert not changed[~has_boundary(superpixels)].any()
-    # Of two neighbours of different superpixels at least one is marked.
+    # At least one of two neighbours of different superpixels is marked.
     for axis in (0, 1):
         maps, marks = np.moveaxis(superpixels, axis, 0), np.moveaxis(changed, axis, 0)
         assert (marks[:-1] | marks[1:])[maps[:-1] != maps[1:]].all()
@@ -79,7 +79,7 @@ def test_lines_of_an_enlarged_image_are_finer_than_its_pixels():
 def test_a_row_an_image_and_a_column_a_level(tmp_path, count, sides):
     path = tmp_path / 'superpixels.png'
     images = [np.full((24, 24, 3), np.array(GRAY) + 40 * i, np.uint8) for i in range(count)]
-    # The coarser, the fewer boundaries.
+    # The coarser they are, the fewer boundaries there are.
     levels = {stride: blocks(24 // n, 24 // n, n) for stride, n in sides.items()}
     assert draw_superpixels(path, images, [levels] * count) is None
     picture = np.asarray(Image.open(path).convert('RGB'))

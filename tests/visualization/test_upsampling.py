@@ -41,7 +41,7 @@ def test_features_share_projection_and_range():
     first, rolled, doubled = feature_to_rgb(x, x.roll(2, 1), 2 * x)
     assert first.shape == (5, 6, 3)
     assert np.array_equal(np.roll(first, 2, 0), rolled)
-    # Twice as far from the centre: of one range, so their colours are not those of x.
+    # They are twice as far from the centre in one range, so their colours are not those of x.
     spread = [np.abs(picture.astype(float) - GRAY).mean() for picture in (first, doubled)]
     assert spread[1] > 1.5 * spread[0]
 
@@ -126,7 +126,7 @@ def test_the_boundary_of_a_prediction():
     scale = -(-round(PANEL_INCHES * DPI) // 16)
     assert got.shape == (8 * scale, 16 * scale, 3)
     marked = (got == BOUNDARY).all(-1)
-    # Between the sixth and the seventh column, and none at the edge of the padding.
+    # It runs between the sixth and the seventh column, and not at the edge of the padding.
     columns = np.flatnonzero(marked.any(0))
     assert 0 < len(columns) <= 2 and set(columns) <= {6 * scale - 1, 6 * scale}
     assert marked[:, columns].all(0).any()
@@ -189,7 +189,7 @@ def test_panels_of_a_step():
 
     maps = pictures(figure, 'kernel')
     kernels = step.kernels[1, 0].numpy()
-    # The centre of 5 x 5, above, below, left and right of it.
+    # They are the centre of 5 x 5, and above, below, left and right of it.
     for got, position in zip(maps, (12, 7, 17, 11, 13), strict=True):
         assert np.array_equal(got, kernels[position])
     kernel_axes = [axis for axis in figure.axes if axis.get_title().startswith('kernel')]

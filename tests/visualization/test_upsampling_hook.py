@@ -178,7 +178,7 @@ def test_training_and_metrics_stay_as_they_are(tmp_path, folder):
     (values, state), (expected_values, expected_state) = found
     assert values == expected_values
     assert all(torch.equal(state[key], expected_state[key]) for key in expected_state)
-    # Whole images, though the predictions are of windows.
+    # They show whole images, though the predictions are of windows.
     pictures = pictures_of(tmp_path / 'with')
     assert set(pictures) == {f'val_upsampling_c2_c1_0_{n}' for n in (1, 2)}
     shown = pictures['val_upsampling_c2_c1_0_1']
