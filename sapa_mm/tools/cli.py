@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ..frameworks import MissingFrameworkError
 from ..version import __version__
 from .errors import ToolError
 
@@ -71,7 +72,7 @@ def run(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -
     try:
         tool = getattr(importlib.import_module(f'.{module}', __package__), function)
         return tool(argv, prog) or 0
-    except ToolError as error:
+    except (ToolError, MissingFrameworkError) as error:
         message = str(error)
     except ModuleNotFoundError as error:
         package = (error.name or '').partition('.')[0]

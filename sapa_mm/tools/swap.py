@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..upsamplers import GuidedType, guided_hosts
 from .arguments import output_file
 from .configs import children, read_config, reason, type_name
 from .errors import ToolError
@@ -27,21 +28,8 @@ if TYPE_CHECKING:
     from mmengine.config import Config
     from torch import nn
 
-# What upsamples, and what does it with an upsampler of choice.
-HOSTS = {
-    'SegformerHead': 'GuidedSegformerHead',
-    'FPNHead': 'GuidedFPNHead',
-    'UPerHead': 'GuidedUPerHead',
-    'FPN': 'GuidedFPN',
-    'PAFPN': 'GuidedPAFPN',
-    'PixelDecoder': 'GuidedPixelDecoder',
-    'TransformerEncoderPixelDecoder': 'GuidedTransformerEncoderPixelDecoder',
-    'MSDeformAttnPixelDecoder': 'GuidedMSDeformAttnPixelDecoder',
-}
-# At the head of what is written.
+# The last words of the first line of what is written.
 MARK = 'by tools/swap_upsampler.py.'
-# Of a stock host that the guided one has no use for.
-REFUSED = {'SegformerHead': 'interpolate_mode'}
 
 
 class Change(NamedTuple):
@@ -62,7 +50,8 @@ def find_hosts(node: object, path: str = 'model') -> Iterator[tuple[str, dict]]:
     """Every dict below ``node`` whose type upsamples, and where it is."""
     if isinstance(node, dict):
         name = type_name(node) if isinstance(node.get('type'), str) else ''
-        if name in HOSTS or name in HOSTS.values():
+        hosts = guided_hosts()
+        if name in hosts or name in (host.name for host in hosts.values()):
             yield path, node
     for key, child in children(node):
         yield from find_hosts(child, f'{path}.{key}')
@@ -71,18 +60,18 @@ def find_hosts(node: object, path: str = 'model') -> Iterator[tuple[str, dict]]:
 def guided(host: dict, upsample_cfg: dict) -> dict:
     """What a config says in order that ``host``, of its base, uses an upsampler."""
     scope, dot, name = host['type'].rpartition('.')
+    new = guided_hosts().get(name, GuidedType(name, ()))
     override = {
-        'type': f'{scope}{dot}{HOSTS.get(name, name)}',
+        'type': f'{scope}{dot}{new.name}',
         # Not merged with what the host has, be it an upsampler or arguments of an interpolation.
         'upsample_cfg': {'_delete_': True, **upsample_cfg}
         if host.get('upsample_cfg')
         else upsample_cfg,
     }
-    refused = REFUSED.get(name)
-    if refused not in host:
+    if not any(refused in host for refused in new.refuses):
         return override
     # A key cannot be taken out of a base but by writing anew what it is in.
-    kept = {key: value for key, value in host.items() if key != refused}
+    kept = {key: value for key, value in host.items() if key not in new.refuses}
     return {'_delete_': True, **kept, **override, 'upsample_cfg': upsample_cfg}
 
 
@@ -129,7 +118,7 @@ def swap(cfg: 'Config', upsample_cfg: dict) -> tuple[dict, list[Change]]:
             if isinstance(part, dict) and 'type' in part and key != 'data_preprocessor'
         ]
         raise ToolError(
-            f'CONFIG: expected a model with one of {", ".join(HOSTS)}, which upsample features; '
+            f'CONFIG: expected a model with one of {", ".join(guided_hosts())}, which upsample features; '
             f'this {model.get("type")} has {", ".join(parts)}'
         )
     imports = cfg.get('custom_imports') or {}
