@@ -1,18 +1,84 @@
 """What the kernels share: the pixels and cells of a tile, its matrix products, its rows in memory.
 
-A program owns a tile of TILE_H x TILE_W cells (low-resolution pixels). Its queries are the pixels
-whose parents they are, up to SLOTS_Y x SLOTS_X a cell; its keys are the cells and a halo of K // 2
-around them. Queries and keys are the rows of small matrices whose columns are channels, so that
-all windows of the tile together are two matrix products; a mask keeps each query to its own window.
+A program owns a tile of cells (low-resolution pixels). Its queries are the pixels whose parents
+they are; its keys are the cells and a halo of K // 2 around them. Queries and keys are the rows of
+small matrices whose columns are channels, so that all windows of the tile together are two matrix
+products; a mask keeps each query to its own window.
+
+What belongs together travels as one named tuple. `Strided` and `Tile` are arguments of the
+kernels: each of their elements is specialized as an argument of its own would be, so that a stride
+of 1 is a constant and one that 16 divides is known to be so. The functions here make the others.
 
 Offsets inside a tensor are 64 bit wide: an image alone may hold more than 2**31 values.
 """
 
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
 
 #: Arguments whose divisibility helps no load: for each of their values a kernel would be compiled.
+#: They are arguments of their own, since the elements of a tuple are specialized in any case.
 UNSPECIALIZED = ('cells_y', 'high_y', 'tiles_y', 'tiles_x', 'splits')
+
+
+class Strided(NamedTuple):
+    """A tensor (N, C, H, W): a pointer to a value, and the strides from there, in values."""
+
+    ptr: torch.Tensor | tl.tensor
+    stride_n: int | tl.tensor
+    stride_c: int | tl.tensor
+    stride_h: int | tl.tensor
+    stride_w: int | tl.tensor
+
+
+class Tile(NamedTuple):
+    """What is constant about the tiles of a kernel, and so is compiled into it."""
+
+    height: tl.constexpr  # rows of cells of a tile
+    width: tl.constexpr  # columns
+    slots_y: tl.constexpr  # the most pixel rows of a cell
+    slots_x: tl.constexpr  # the most columns
+    exact: tl.constexpr  # whether every cell has slots_y x slots_x pixels
+    kernel_size: tl.constexpr  # K
+    queries: tl.constexpr  # rows of a matrix of queries, a power of 2
+    keys: tl.constexpr  # rows of a matrix of keys, likewise
+
+
+class Sizes(NamedTuple):
+    """Rows and columns of an image, int32 each."""
+
+    cells_y: tl.tensor
+    cells_x: tl.tensor
+    high_y: tl.tensor  # of pixels
+    high_x: tl.tensor
+
+
+class Points(NamedTuple):
+    """M pixels or cells of an image, which are the rows of a matrix."""
+
+    y: tl.tensor  # (M,), int64, row in the image
+    x: tl.tensor  # (M,), int64, column
+    inside: tl.tensor  # (M,), whether there is such a one, to be read or written
+
+
+class Windows(NamedTuple):
+    """The M queries of a tile, its N keys, and the windows that join them."""
+
+    pixels: Points  # the queries
+    cells: Points  # the keys
+    position: tl.tensor  # (M, N), int32, where in the query's window the key lies, row-major
+    inside: tl.tensor  # (M, N), whether it lies in the window at all
+
+
+class Rows(NamedTuple):
+    """M points of an image in the memory of a tensor."""
+
+    ptr: tl.tensor  # to the first channel of the image that counts
+    offsets: tl.tensor  # (M,), int64, of each point's first channel, in values
+    inside: tl.tensor  # (M,), whether there is such a point
+    stride_c: tl.tensor  # from channel to channel, in values
 
 
 @triton.jit
@@ -38,92 +104,74 @@ def first_child(cell, cells, length):
 
 
 @triton.jit
-def tile_pixels(
-    index,
-    y0,
-    x0,
-    cells_y,
-    cells_x,
-    high_y,
-    high_x,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    ROW: tl.constexpr,
-    SLOTS_Y: tl.constexpr,
-    SLOTS_X: tl.constexpr,
-    EXACT: tl.constexpr,
-):
-    """The pixels whose parents are the cells of a tile.
-
-    Args:
-        index: Numbers of the pixels in the tile, row by row.
-        y0: Row of the tile's first cell; may lie outside the image, as may others.
-        x0: Its column.
-        cells_y: Rows of cells of the image.
-        cells_x: Columns.
-        high_y: Rows of pixels of the image.
-        high_x: Columns.
-        TILE_H: Rows of cells of the tile.
-        TILE_W: Columns.
-        ROW: Numbers of a row, at least TILE_W * SLOTS_X.
-        SLOTS_Y: The most pixel rows of a cell.
-        SLOTS_X: The most columns.
-        EXACT: Whether every cell has SLOTS_Y x SLOTS_X pixels.
-
-    Returns:
-        For each index: row and column of the parent in the tile, row and column of the pixel in
-        the image, and whether there is such a pixel.
-    """
-    row, column = index // ROW, index % ROW
-    y, x = row // SLOTS_Y, column // SLOTS_X
-    inside = (row < TILE_H * SLOTS_Y) & (column < TILE_W * SLOTS_X)
-    if EXACT:
-        # Compared as pixels, and not as cells: the compiler sees whole runs inside, and moves them
-        # together.
-        pixel_y, pixel_x = y0 * SLOTS_Y + row, x0 * SLOTS_X + column
-        inside &= (pixel_y >= 0) & (pixel_y < high_y) & (pixel_x >= 0) & (pixel_x < high_x)
-    else:
-        cell_y, cell_x = y0 + y, x0 + x
-        inside &= (cell_y >= 0) & (cell_y < cells_y) & (cell_x >= 0) & (cell_x < cells_x)
-        cell_y, cell_x = tl.maximum(cell_y, 0), tl.maximum(cell_x, 0)
-        pixel_y = first_child(cell_y, cells_y, high_y) + row % SLOTS_Y
-        pixel_x = first_child(cell_x, cells_x, high_x) + column % SLOTS_X
-        inside &= pixel_y < first_child(cell_y + 1, cells_y, high_y)
-        inside &= pixel_x < first_child(cell_x + 1, cells_x, high_x)
-    pixel_y, pixel_x = pixel_y.to(tl.int64), pixel_x.to(tl.int64)
-    return y, x, pixel_y, pixel_x, inside
+def within(y, x, height, width):
+    """Whether rows and columns are those of a map of ``height`` rows and ``width`` columns."""
+    return (y >= 0) & (y < height) & (x >= 0) & (x < width)
 
 
 @triton.jit
-def tile_halo(
-    y0,
-    x0,
-    cells_y,
-    cells_x,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    KERNEL_SIZE: tl.constexpr,
-    BORDER: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """The cells of a tile and the halo around them.
+def tile_pixels(index, y0, x0, sizes, tile, HALO: tl.constexpr, ROW: tl.constexpr):
+    """The pixels whose parents are the cells of a tile and of a halo around it.
+
+    Args:
+        index: (M,), numbers of the pixels, row by row.
+        y0: Row of the first of these cells; may lie outside the image, as may others.
+        x0: Its column.
+        sizes: `Sizes` of the image.
+        tile: The `Tile`.
+        HALO: Rows and columns of cells on each side of the tile.
+        ROW: Numbers of a row, at least (width + 2 HALO) * slots_x.
 
     Returns:
-        For each of BLOCK_N keys: row and column in the halo, row and column in the image (the
-        nearest edge with border 'replicate'), and whether it is there to be read.
+        (M,) row and column of each pixel's parent, counted from the first cell, and the `Points`.
     """
-    RADIUS: tl.constexpr = KERNEL_SIZE // 2
-    WIDTH: tl.constexpr = TILE_W + 2 * RADIUS
-    index = tl.arange(0, BLOCK_N)
+    row, column = index // ROW, index % ROW
+    y, x = row // tile.slots_y, column // tile.slots_x
+    HEIGHT: tl.constexpr = (tile.height + 2 * HALO) * tile.slots_y
+    WIDTH: tl.constexpr = (tile.width + 2 * HALO) * tile.slots_x
+    inside = (row < HEIGHT) & (column < WIDTH)
+    if tile.exact:
+        # Compared as pixels, and not as cells: the compiler sees whole runs inside, and moves them
+        # together.
+        pixel_y, pixel_x = y0 * tile.slots_y + row, x0 * tile.slots_x + column
+        inside &= within(pixel_y, pixel_x, sizes.high_y, sizes.high_x)
+    else:
+        cell_y, cell_x = y0 + y, x0 + x
+        inside &= within(cell_y, cell_x, sizes.cells_y, sizes.cells_x)
+        cell_y, cell_x = tl.maximum(cell_y, 0), tl.maximum(cell_x, 0)
+        pixel_y = first_child(cell_y, sizes.cells_y, sizes.high_y) + row % tile.slots_y
+        pixel_x = first_child(cell_x, sizes.cells_x, sizes.high_x) + column % tile.slots_x
+        inside &= pixel_y < first_child(cell_y + 1, sizes.cells_y, sizes.high_y)
+        inside &= pixel_x < first_child(cell_x + 1, sizes.cells_x, sizes.high_x)
+    return y, x, Points(pixel_y.to(tl.int64), pixel_x.to(tl.int64), inside)
+
+
+@triton.jit
+def tile_halo(y0, x0, sizes, tile, BORDER: tl.constexpr):
+    """The cells of a tile and of the halo around it.
+
+    Args:
+        y0: Row of the tile's first cell.
+        x0: Its column.
+        sizes: `Sizes` of the image.
+        tile: The `Tile`.
+        BORDER: With 'replicate' a cell outside the image is the nearest one on its edge.
+
+    Returns:
+        (N,) row and column of each cell in the halo, and the `Points`.
+    """
+    RADIUS: tl.constexpr = tile.kernel_size // 2
+    WIDTH: tl.constexpr = tile.width + 2 * RADIUS
+    index = tl.arange(0, tile.keys)
     y, x = index // WIDTH, index % WIDTH
     cell_y, cell_x = y0 + y - RADIUS, x0 + x - RADIUS
-    inside = y < TILE_H + 2 * RADIUS
+    inside = y < tile.height + 2 * RADIUS
     if BORDER == 'replicate':
-        cell_y = tl.minimum(tl.maximum(cell_y, 0), cells_y - 1)
-        cell_x = tl.minimum(tl.maximum(cell_x, 0), cells_x - 1)
+        cell_y = tl.minimum(tl.maximum(cell_y, 0), sizes.cells_y - 1)
+        cell_x = tl.minimum(tl.maximum(cell_x, 0), sizes.cells_x - 1)
     else:
-        inside &= (cell_y >= 0) & (cell_y < cells_y) & (cell_x >= 0) & (cell_x < cells_x)
-    return y, x, cell_y.to(tl.int64), cell_x.to(tl.int64), inside
+        inside &= within(cell_y, cell_x, sizes.cells_y, sizes.cells_x)
+    return y, x, Points(cell_y.to(tl.int64), cell_x.to(tl.int64), inside)
 
 
 @triton.jit
@@ -147,69 +195,65 @@ def window_positions(query_y, query_x, key_y, key_x, KERNEL_SIZE: tl.constexpr):
 
 
 @triton.jit
-def tile_windows(
-    tile_y,
-    tile_x,
-    cells_y,
-    cells_x,
-    high_y,
-    high_x,
-    KERNEL_SIZE: tl.constexpr,
-    BORDER: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    SLOTS_Y: tl.constexpr,
-    SLOTS_X: tl.constexpr,
-    EXACT: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """The queries of a tile, its keys, and the windows that join them.
+def tile_windows(tile_y, tile_x, sizes, tile, BORDER: tl.constexpr):
+    """The `Windows` of a tile.
 
-    Returns:
-        For each of BLOCK_M queries row and column in the image, and whether there is such a pixel;
-        for each of BLOCK_N keys likewise, and whether it is there to be read; and (BLOCK_M,
-        BLOCK_N) positions of the keys in the windows, and whether they are in them.
+    Args:
+        tile_y: Row of the tile among the tiles of the image.
+        tile_x: Its column.
+        sizes: `Sizes` of the image.
+        tile: The `Tile`.
+        BORDER: As `tile_halo` has it.
     """
-    y0, x0 = tile_y * TILE_H, tile_x * TILE_W
-    query_y, query_x, pixel_y, pixel_x, is_query = tile_pixels(
-        tl.arange(0, BLOCK_M),
-        y0,
-        x0,
-        cells_y,
-        cells_x,
-        high_y,
-        high_x,
-        TILE_H,
-        TILE_W,
-        TILE_W * SLOTS_X,
-        SLOTS_Y,
-        SLOTS_X,
-        EXACT,
-    )
-    key_y, key_x, cell_y, cell_x, is_key = tile_halo(
-        y0, x0, cells_y, cells_x, TILE_H, TILE_W, KERNEL_SIZE, BORDER, BLOCK_N
-    )
-    position, in_window = window_positions(query_y, query_x, key_y, key_x, KERNEL_SIZE)
-    return pixel_y, pixel_x, is_query, cell_y, cell_x, is_key, position, in_window
+    y0, x0 = tile_y * tile.height, tile_x * tile.width
+    index = tl.arange(0, tile.queries)
+    query_y, query_x, pixels = tile_pixels(index, y0, x0, sizes, tile, 0, tile.width * tile.slots_x)
+    key_y, key_x, cells = tile_halo(y0, x0, sizes, tile, BORDER)
+    position, inside = window_positions(query_y, query_x, key_y, key_x, tile.kernel_size)
+    return Windows(pixels, cells, position, inside)
 
 
 @triton.jit
-def load_rows(ptr, rows, inside, stride_c, start, channels, BLOCK_C: tl.constexpr):
-    """Read BLOCK_C channels from ``start`` of the positions at offsets ``rows``; 0 outside."""
+def advance(tensor, image, channel):
+    """The `Strided` tensor from a channel of an image on, both int64."""
+    ptr = tensor.ptr + (image * tensor.stride_n + channel * tensor.stride_c)
+    return Strided(ptr, tensor.stride_n, tensor.stride_c, tensor.stride_h, tensor.stride_w)
+
+
+@triton.jit
+def rows_of(tensor, points):
+    """The `Rows` of a `Strided` tensor's first image at `Points`."""
+    offsets = points.y * tensor.stride_h + points.x * tensor.stride_w
+    return Rows(tensor.ptr, offsets, points.inside, tensor.stride_c)
+
+
+@triton.jit
+def block_of(rows, start, channels, BLOCK_C: tl.constexpr):
+    """Pointers (M, BLOCK_C) to the channels from ``start`` of `Rows`, and which are there."""
     channel = start + tl.arange(0, BLOCK_C)
-    offsets = channel.to(tl.int64) * stride_c
-    mask = inside[:, None] & (channel < channels)[None, :]
-    return tl.load(ptr + rows[:, None] + offsets[None, :], mask=mask, other=0.0)
+    offsets = channel.to(tl.int64) * rows.stride_c
+    mask = rows.inside[:, None] & (channel < channels)[None, :]
+    return rows.ptr + rows.offsets[:, None] + offsets[None, :], mask
 
 
 @triton.jit
-def store_rows(ptr, rows, inside, stride_c, start, channels, values, BLOCK_C: tl.constexpr):
+def window_of(rows, position):
+    """Pointers (M, N) to the channels of `Rows` that are positions in their windows."""
+    return rows.ptr + rows.offsets[:, None] + position.to(tl.int64) * rows.stride_c
+
+
+@triton.jit
+def load_rows(rows, start, channels, BLOCK_C: tl.constexpr):
+    """Read BLOCK_C of ``channels`` channels of `Rows`, from ``start``; 0 where none is."""
+    pointers, mask = block_of(rows, start, channels, BLOCK_C)
+    return tl.load(pointers, mask=mask, other=0.0)
+
+
+@triton.jit
+def store_rows(rows, start, channels, values, BLOCK_C: tl.constexpr):
     """Write what `load_rows` reads, in the dtype of the tensor."""
-    channel = start + tl.arange(0, BLOCK_C)
-    offsets = channel.to(tl.int64) * stride_c
-    mask = inside[:, None] & (channel < channels)[None, :]
-    tl.store(ptr + rows[:, None] + offsets[None, :], values.to(ptr.dtype.element_ty), mask=mask)
+    pointers, mask = block_of(rows, start, channels, BLOCK_C)
+    tl.store(pointers, values.to(rows.ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -222,27 +266,13 @@ def dot(a, b, sums, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def correlate(
-    a_ptr,
-    a_rows,
-    a_inside,
-    a_stride_c,
-    b_ptr,
-    b_rows,
-    b_inside,
-    b_stride_c,
-    channels,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Inner products (BLOCK_M, BLOCK_N) over all channels of two lists of positions."""
-    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+def correlate(a, b, channels, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr):
+    """Inner products (M, N) over all channels of M and N `Rows`, BLOCK_C at a time."""
+    sums = tl.zeros((a.offsets.shape[0], b.offsets.shape[0]), tl.float32)
     for start in range(0, channels, BLOCK_C):
-        a = load_rows(a_ptr, a_rows, a_inside, a_stride_c, start, channels, BLOCK_C)
-        b = load_rows(b_ptr, b_rows, b_inside, b_stride_c, start, channels, BLOCK_C)
-        sums = dot(a, tl.trans(b), sums, PRECISION)
+        a_block = load_rows(a, start, channels, BLOCK_C)
+        b_block = load_rows(b, start, channels, BLOCK_C)
+        sums = dot(a_block, tl.trans(b_block), sums, PRECISION)
     return sums
 
 
@@ -268,27 +298,29 @@ def fit(rows, DTYPE: tl.constexpr, SCALED: tl.constexpr):
 def gather(
     weights,
     scale,
-    source_ptr,
-    source_rows,
-    source_inside,
-    source_stride_c,
-    target_ptr,
-    target_rows,
-    target_inside,
-    target_stride_c,
+    source,
+    target,
     start,
     stop,
     channels,
     BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Write scale * (weights @ source), channels ``start`` to ``stop``, BLOCK_C at a time."""
+    """Write scale * (weights @ source), channels ``start`` to ``stop``, BLOCK_C at a time.
+
+    Args:
+        weights: (M, N).
+        scale: (M,), float32.
+        source: N `Rows`, with weights' dtype.
+        target: M `Rows`.
+        start: The first channel to be written.
+        stop: The one after the last.
+        channels: Channels that there are.
+        BLOCK_C: How many are written at a time.
+        PRECISION: As `dot` has it.
+    """
     for c in range(start, stop, BLOCK_C):
-        source = load_rows(
-            source_ptr, source_rows, source_inside, source_stride_c, c, channels, BLOCK_C
-        )
+        block = load_rows(source, c, channels, BLOCK_C)
         sums = tl.zeros((weights.shape[0], BLOCK_C), tl.float32)
-        target = dot(weights, source, sums, PRECISION) * scale[:, None]
-        store_rows(
-            target_ptr, target_rows, target_inside, target_stride_c, c, channels, target, BLOCK_C
-        )
+        sums = dot(weights, block, sums, PRECISION) * scale[:, None]
+        store_rows(target, c, channels, sums, BLOCK_C)
