@@ -161,7 +161,7 @@ def affiliation_bwd_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """The gradient of the query, and what those of key and value are assembled from.
+    """Write the gradient of the query, and what those of key and value are assembled from.
 
     grad (N, C, Hg, Wg), query and grad_query (N, D, Hg, Wg), key (N, D, H, W) and value
     (N, C, H, W) are `Strided`, ``tile`` is the `Tile`. weights and grad_scores (N, Hg, Wg, K K),

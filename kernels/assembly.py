@@ -130,17 +130,17 @@ def assembly_bwd_kernel(
     key_y, key_x = key // tile.width, key % tile.width
     row, column = tile_y * tile.height + key_y, tile_x * tile.width + key_x
     is_key = (key_y < tile.height) & (row < cells_y + 2 * MARGIN) & (column < cells_x + 2 * MARGIN)
-    # The first cells whose windows reach the tile.
+    # The windows of these cells are the first to reach the tile.
     y0 = tile_y * tile.height - MARGIN - RADIUS
     x0 = tile_x * tile.width - MARGIN - RADIUS
     sums = tl.zeros((tile.keys, BLOCK_C), tl.float32)
-    # Of the rows of cells around the tile, those that are in the image.
+    # Rows of cells around the tile are passed over that are not in the image.
     first = tl.maximum(-y0, 0) * (tile.slots_y * ROW)
     last = tl.minimum(tile.height + 2 * RADIUS, cells_y - y0) * (tile.slots_y * ROW)
     for start in range(first, last, tile.queries):
         index = start + tl.arange(0, tile.queries)
         query_y, query_x, pixels = tile_pixels(index, y0, x0, sizes, tile, RADIUS, ROW)
-        # Of the pixel's window, which lies 2 RADIUS before the tile's own cells.
+        # Parents are counted from RADIUS before the tile, and windows begin RADIUS before them.
         position, in_window = window_positions(
             query_y - 2 * RADIUS, query_x - 2 * RADIUS, key_y, key_x, tile.kernel_size
         )
@@ -153,7 +153,7 @@ def assembly_bwd_kernel(
         block = load_rows(rows_of(grad, pixels), split * share, channels, BLOCK_C)
         if SCALED:
             scale = tl.load(scale_ptr + pixels.y * high_x + pixels.x, mask=pixels.inside, other=0.0)
-            # Relative to the largest of the block, so that nothing leaves the dtype's range.
+            # It is relative to the largest of the block, so that nothing leaves the dtype's range.
             top = tl.max(scale, 0)
             top = tl.where(top > 0.0, top, 1.0)
             block = (block * (scale / top)[:, None]).to(block.dtype)

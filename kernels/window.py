@@ -18,13 +18,21 @@ import torch
 import triton
 import triton.language as tl
 
-#: Arguments whose divisibility helps no load: for each of their values a kernel would be compiled.
+#: For the values of these arguments no kernel is compiled anew: that 16 divides them helps no load.
 #: They are arguments of their own, since the elements of a tuple are specialized in any case.
 UNSPECIALIZED = ('cells_y', 'high_y', 'tiles_y', 'tiles_x', 'splits')
 
 
 class Strided(NamedTuple):
-    """A tensor (N, C, H, W): a pointer to a value, and the strides from there, in values."""
+    """A tensor (N, C, H, W) is given to a kernel by where it begins and its strides.
+
+    Attributes:
+        ptr: Pointer to its first value; the tensor itself at a launch.
+        stride_n: Values from image to image.
+        stride_c: Values from channel to channel.
+        stride_h: Values from row to row.
+        stride_w: Values from column to column.
+    """
 
     ptr: torch.Tensor | tl.tensor
     stride_n: int | tl.tensor
@@ -34,51 +42,89 @@ class Strided(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """What is constant about the tiles of a kernel, and so is compiled into it."""
+    """The tiles of a kernel have these constants in common, which are compiled into it.
 
-    height: tl.constexpr  # rows of cells of a tile
-    width: tl.constexpr  # columns
-    slots_y: tl.constexpr  # the most pixel rows of a cell
-    slots_x: tl.constexpr  # the most columns
-    exact: tl.constexpr  # whether every cell has slots_y x slots_x pixels
-    kernel_size: tl.constexpr  # K
-    queries: tl.constexpr  # rows of a matrix of queries, a power of 2
-    keys: tl.constexpr  # rows of a matrix of keys, likewise
+    Attributes:
+        height: Rows of cells of a tile.
+        width: Columns of cells.
+        slots_y: The most pixel rows of a cell.
+        slots_x: The most pixel columns.
+        exact: Whether every cell has slots_y x slots_x pixels.
+        kernel_size: K.
+        queries: Rows of a matrix of queries, a power of 2.
+        keys: Rows of a matrix of keys, likewise.
+    """
+
+    height: tl.constexpr
+    width: tl.constexpr
+    slots_y: tl.constexpr
+    slots_x: tl.constexpr
+    exact: tl.constexpr
+    kernel_size: tl.constexpr
+    queries: tl.constexpr
+    keys: tl.constexpr
 
 
 class Sizes(NamedTuple):
-    """Rows and columns of an image, int32 each."""
+    """An image has so many rows and columns, each an int32.
+
+    Attributes:
+        cells_y: Rows of cells.
+        cells_x: Columns of cells.
+        high_y: Rows of pixels.
+        high_x: Columns of pixels.
+    """
 
     cells_y: tl.tensor
     cells_x: tl.tensor
-    high_y: tl.tensor  # of pixels
+    high_y: tl.tensor
     high_x: tl.tensor
 
 
 class Points(NamedTuple):
-    """M pixels or cells of an image, which are the rows of a matrix."""
+    """M pixels or cells of an image are the rows of a matrix.
 
-    y: tl.tensor  # (M,), int64, row in the image
-    x: tl.tensor  # (M,), int64, column
-    inside: tl.tensor  # (M,), whether there is such a one, to be read or written
+    Attributes:
+        y: (M,), int64, rows in the image.
+        x: (M,), int64, columns.
+        inside: (M,), whether there are such ones, to be read or written.
+    """
+
+    y: tl.tensor
+    x: tl.tensor
+    inside: tl.tensor
 
 
 class Windows(NamedTuple):
-    """The M queries of a tile, its N keys, and the windows that join them."""
+    """The M queries of a tile are joined to its N keys by windows.
 
-    pixels: Points  # the queries
-    cells: Points  # the keys
-    position: tl.tensor  # (M, N), int32, where in the query's window the key lies, row-major
-    inside: tl.tensor  # (M, N), whether it lies in the window at all
+    Attributes:
+        pixels: `Points` of the queries.
+        cells: `Points` of the keys.
+        position: (M, N), int32, where in the query's window the key lies, row-major.
+        inside: (M, N), whether it lies in the window at all.
+    """
+
+    pixels: Points
+    cells: Points
+    position: tl.tensor
+    inside: tl.tensor
 
 
 class Rows(NamedTuple):
-    """M points of an image in the memory of a tensor."""
+    """M points of an image lie there in the memory of a tensor.
 
-    ptr: tl.tensor  # to the first channel of the image that counts
-    offsets: tl.tensor  # (M,), int64, of each point's first channel, in values
-    inside: tl.tensor  # (M,), whether there is such a point
-    stride_c: tl.tensor  # from channel to channel, in values
+    Attributes:
+        ptr: Pointer to the first value of the image.
+        offsets: (M,), int64, values from there to each point's first channel.
+        inside: (M,), whether there is such a point.
+        stride_c: Values from channel to channel.
+    """
+
+    ptr: tl.tensor
+    offsets: tl.tensor
+    inside: tl.tensor
+    stride_c: tl.tensor
 
 
 @triton.jit
@@ -105,13 +151,13 @@ def first_child(cell, cells, length):
 
 @triton.jit
 def within(y, x, height, width):
-    """Whether rows and columns are those of a map of ``height`` rows and ``width`` columns."""
+    """Tell which rows and columns are those of a map of ``height`` rows and ``width`` columns."""
     return (y >= 0) & (y < height) & (x >= 0) & (x < width)
 
 
 @triton.jit
 def tile_pixels(index, y0, x0, sizes, tile, HALO: tl.constexpr, ROW: tl.constexpr):
-    """The pixels whose parents are the cells of a tile and of a halo around it.
+    """Find the pixels whose parents are the cells of a tile and of a halo around it.
 
     Args:
         index: (M,), numbers of the pixels, row by row.
@@ -131,8 +177,8 @@ def tile_pixels(index, y0, x0, sizes, tile, HALO: tl.constexpr, ROW: tl.constexp
     WIDTH: tl.constexpr = (tile.width + 2 * HALO) * tile.slots_x
     inside = (row < HEIGHT) & (column < WIDTH)
     if tile.exact:
-        # Compared as pixels, and not as cells: the compiler sees whole runs inside, and moves them
-        # together.
+        # They are compared as pixels, and not as cells: the compiler sees whole runs inside, and
+        # moves them together.
         pixel_y, pixel_x = y0 * tile.slots_y + row, x0 * tile.slots_x + column
         inside &= within(pixel_y, pixel_x, sizes.high_y, sizes.high_x)
     else:
@@ -148,7 +194,7 @@ def tile_pixels(index, y0, x0, sizes, tile, HALO: tl.constexpr, ROW: tl.constexp
 
 @triton.jit
 def tile_halo(y0, x0, sizes, tile, BORDER: tl.constexpr):
-    """The cells of a tile and of the halo around it.
+    """Find the cells of a tile and of the halo around it.
 
     Args:
         y0: Row of the tile's first cell.
@@ -196,7 +242,7 @@ def window_positions(query_y, query_x, key_y, key_x, KERNEL_SIZE: tl.constexpr):
 
 @triton.jit
 def tile_windows(tile_y, tile_x, sizes, tile, BORDER: tl.constexpr):
-    """The `Windows` of a tile.
+    """Find the `Windows` of a tile.
 
     Args:
         tile_y: Row of the tile among the tiles of the image.
@@ -215,21 +261,21 @@ def tile_windows(tile_y, tile_x, sizes, tile, BORDER: tl.constexpr):
 
 @triton.jit
 def advance(tensor, image, channel):
-    """The `Strided` tensor from a channel of an image on, both int64."""
+    """Let a `Strided` tensor begin at an image and one of its channels, both int64."""
     ptr = tensor.ptr + (image * tensor.stride_n + channel * tensor.stride_c)
     return Strided(ptr, tensor.stride_n, tensor.stride_c, tensor.stride_h, tensor.stride_w)
 
 
 @triton.jit
 def rows_of(tensor, points):
-    """The `Rows` of a `Strided` tensor's first image at `Points`."""
+    """Find the `Rows` that the `Points` of a `Strided` tensor's first image are."""
     offsets = points.y * tensor.stride_h + points.x * tensor.stride_w
     return Rows(tensor.ptr, offsets, points.inside, tensor.stride_c)
 
 
 @triton.jit
 def block_of(rows, start, channels, BLOCK_C: tl.constexpr):
-    """Pointers (M, BLOCK_C) to the channels from ``start`` of `Rows`, and which are there."""
+    """Point (M, BLOCK_C) at the channels of `Rows` from ``start`` on, and tell which are there."""
     channel = start + tl.arange(0, BLOCK_C)
     offsets = channel.to(tl.int64) * rows.stride_c
     mask = rows.inside[:, None] & (channel < channels)[None, :]
@@ -238,7 +284,7 @@ def block_of(rows, start, channels, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def window_of(rows, position):
-    """Pointers (M, N) to the channels of `Rows` that are positions in their windows."""
+    """Point (M, N) at the channels of `Rows` that are positions in their windows."""
     return rows.ptr + rows.offsets[:, None] + position.to(tl.int64) * rows.stride_c
 
 
@@ -267,7 +313,7 @@ def dot(a, b, sums, PRECISION: tl.constexpr):
 
 @triton.jit
 def correlate(a, b, channels, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr):
-    """Inner products (M, N) over all channels of M and N `Rows`, BLOCK_C at a time."""
+    """Multiply M and N `Rows`: inner products (M, N) over all channels, BLOCK_C at a time."""
     sums = tl.zeros((a.offsets.shape[0], b.offsets.shape[0]), tl.float32)
     for start in range(0, channels, BLOCK_C):
         a_block = load_rows(a, start, channels, BLOCK_C)
