@@ -15,81 +15,63 @@ from .launch import launch
 from .normalization import normalize, normalize_bwd
 from .window import (
     UNSPECIALIZED,
+    Sizes,
+    advance,
     correlate,
     fit,
     gather,
     locate,
+    rows_of,
     tile_windows,
 )
 
 
 @triton.jit
 def affiliate(
-    query_ptr,
     query_rows,
-    is_query,
-    query_stride_c,
-    key_ptr,
     key_rows,
-    is_key,
-    key_stride_c,
     in_window,
     embed,
     inverse_temperature,
     eps,
     NORMALIZATION: tl.constexpr,
     BORDER: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Scores of a tile, which of them take part, and what `normalize` makes of them."""
-    scores = correlate(
-        query_ptr,
-        query_rows,
-        is_query,
-        query_stride_c,
-        key_ptr,
-        key_rows,
-        is_key,
-        key_stride_c,
-        embed,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_D,
-        PRECISION,
-    )
+    """Compute the scores of a tile, which of them take part, and what `normalize` makes of them.
+
+    Args:
+        query_rows: M `Rows` of queries.
+        key_rows: N `Rows` of keys.
+        in_window: (M, N), whether the key lies in the query's window.
+        embed: D, channels of both.
+        inverse_temperature: 1 / T, by which the inner products are multiplied.
+        eps: As `normalize` has it.
+        NORMALIZATION: Likewise.
+        BORDER: With 'mask' keys outside the image do not take part.
+        BLOCK_D: How many channels are multiplied at a time.
+        PRECISION: As `dot` has it.
+
+    Returns:
+        Scores (M, N), whether they take part, their weights, and the reciprocals (M,) of what the
+        weights were divided by.
+    """
+    scores = correlate(query_rows, key_rows, embed, BLOCK_D, PRECISION)
     scores *= inverse_temperature
     counted = in_window
     if BORDER == 'mask':
-        counted &= is_key[None, :]
+        counted &= key_rows.inside[None, :]
     weights, reciprocal = normalize(scores, counted, eps, NORMALIZATION)
     return scores, counted, weights, reciprocal
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def affiliation_fwd_kernel(
-    query_ptr,
-    query_stride_n,
-    query_stride_c,
-    query_stride_h,
-    query_stride_w,
-    key_ptr,
-    key_stride_n,
-    key_stride_c,
-    key_stride_h,
-    key_stride_w,
-    value_ptr,
-    value_stride_n,
-    value_stride_c,
-    value_stride_h,
-    value_stride_w,
-    out_ptr,
-    out_stride_n,
-    out_stride_c,
-    out_stride_h,
-    out_stride_w,
+    query,
+    key,
+    value,
+    out,
     embed,
     channels,
     cells_y,
@@ -102,85 +84,46 @@ def affiliation_fwd_kernel(
     splits,
     inverse_temperature,
     eps,
+    tile,
     NORMALIZATION: tl.constexpr,
     BORDER: tl.constexpr,
     SCALED: tl.constexpr,
-    KERNEL_SIZE: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    SLOTS_Y: tl.constexpr,
-    SLOTS_X: tl.constexpr,
-    EXACT: tl.constexpr,
     PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """out[l'] = sum_p w[l', p] value[l + p], w = normalize(<query[l'], key[l + p]> / T).
 
-    query (N, D, Hg, Wg), key (N, D, H, W), value (N, C, H, W), out (N, C, Hg, Wg), each with its
-    strides; D is ``embed``, C ``channels``. One program owns ``share`` channels of a tile of cells
-    of one image. The grid is (N * tiles_y * tiles_x * splits,).
+    query (N, D, Hg, Wg), key (N, D, H, W), value (N, C, H, W) and out (N, C, Hg, Wg) are `Strided`,
+    ``tile`` is the `Tile`; D is ``embed``, C ``channels``. One program owns ``share`` channels of a
+    tile of cells of one image. The grid is (N * tiles_y * tiles_x * splits,).
     """
     image, tile_y, tile_x, split = locate(splits, tiles_y, tiles_x)
     image = image.to(tl.int64)
-    query_ptr += image * query_stride_n
-    key_ptr += image * key_stride_n
-    value_ptr += image * value_stride_n
-    out_ptr += image * out_stride_n
+    query, key = advance(query, image, 0), advance(key, image, 0)
+    value, out = advance(value, image, 0), advance(out, image, 0)
 
-    pixel_y, pixel_x, is_query, cell_y, cell_x, is_key, _, in_window = tile_windows(
-        tile_y,
-        tile_x,
-        cells_y,
-        cells_x,
-        high_y,
-        high_x,
-        KERNEL_SIZE,
-        BORDER,
-        TILE_H,
-        TILE_W,
-        SLOTS_Y,
-        SLOTS_X,
-        EXACT,
-        BLOCK_M,
-        BLOCK_N,
-    )
-    query_rows = pixel_y * query_stride_h + pixel_x * query_stride_w
-    key_rows = cell_y * key_stride_h + cell_x * key_stride_w
+    sizes = Sizes(cells_y, cells_x, high_y, high_x)
+    windows = tile_windows(tile_y, tile_x, sizes, tile, BORDER)
+    pixels, cells = windows.pixels, windows.cells
     _, _, weights, _ = affiliate(
-        query_ptr,
-        query_rows,
-        is_query,
-        query_stride_c,
-        key_ptr,
-        key_rows,
-        is_key,
-        key_stride_c,
-        in_window,
+        rows_of(query, pixels),
+        rows_of(key, cells),
+        windows.inside,
         embed,
         inverse_temperature,
         eps,
         NORMALIZATION,
         BORDER,
-        BLOCK_M,
-        BLOCK_N,
         BLOCK_D,
         PRECISION,
     )
-    weights, scale = fit(weights, value_ptr.dtype.element_ty, SCALED)
+    weights, scale = fit(weights, value.ptr.dtype.element_ty, SCALED)
     gather(
         weights,
         scale,
-        value_ptr,
-        cell_y * value_stride_h + cell_x * value_stride_w,
-        is_key,
-        value_stride_c,
-        out_ptr,
-        pixel_y * out_stride_h + pixel_x * out_stride_w,
-        is_query,
-        out_stride_c,
+        rows_of(value, cells),
+        rows_of(out, pixels),
         split * share,
         tl.minimum(split * share + share, channels),
         channels,
@@ -191,31 +134,11 @@ def affiliation_fwd_kernel(
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def affiliation_bwd_kernel(
-    grad_ptr,
-    grad_stride_n,
-    grad_stride_c,
-    grad_stride_h,
-    grad_stride_w,
-    query_ptr,
-    query_stride_n,
-    query_stride_c,
-    query_stride_h,
-    query_stride_w,
-    key_ptr,
-    key_stride_n,
-    key_stride_c,
-    key_stride_h,
-    key_stride_w,
-    value_ptr,
-    value_stride_n,
-    value_stride_c,
-    value_stride_h,
-    value_stride_w,
-    grad_query_ptr,
-    grad_query_stride_n,
-    grad_query_stride_c,
-    grad_query_stride_h,
-    grad_query_stride_w,
+    grad,
+    query,
+    key,
+    value,
+    grad_query,
     weights_ptr,
     grad_scores_ptr,
     weights_scale_ptr,
@@ -230,119 +153,70 @@ def affiliation_bwd_kernel(
     tiles_x,
     inverse_temperature,
     eps,
+    tile,
     NORMALIZATION: tl.constexpr,
     BORDER: tl.constexpr,
     SCALED: tl.constexpr,
-    KERNEL_SIZE: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    SLOTS_Y: tl.constexpr,
-    SLOTS_X: tl.constexpr,
-    EXACT: tl.constexpr,
     PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """The gradient of the query, and what those of key and value are assembled from.
+    """Write the gradient of the query, and what those of key and value are assembled from.
 
-    grad (N, C, Hg, Wg), query and grad_query (N, D, Hg, Wg), key (N, D, H, W), value (N, C, H, W),
-    each with its strides. weights and grad_scores (N, Hg, Wg, K K), contiguous, receive the weights
-    and the gradient of the inner products; with SCALED each pixel's divided by its entry in
-    grad_scores_scale (N, Hg, Wg) and, without a normalization, in weights_scale. One program owns a
-    tile of cells of one image. The grid is (N * tiles_y * tiles_x,).
+    grad (N, C, Hg, Wg), query and grad_query (N, D, Hg, Wg), key (N, D, H, W) and value
+    (N, C, H, W) are `Strided`, ``tile`` is the `Tile`. weights and grad_scores (N, Hg, Wg, K K),
+    contiguous, receive the weights and the gradient of the inner products; with SCALED each pixel's
+    divided by its entry in grad_scores_scale (N, Hg, Wg) and, without a normalization, in
+    weights_scale. One program owns a tile of cells of one image. The grid is
+    (N * tiles_y * tiles_x,).
     """
     image, tile_y, tile_x, _ = locate(1, tiles_y, tiles_x)
     image = image.to(tl.int64)
-    grad_ptr += image * grad_stride_n
-    query_ptr += image * query_stride_n
-    key_ptr += image * key_stride_n
-    value_ptr += image * value_stride_n
-    grad_query_ptr += image * grad_query_stride_n
+    grad, query = advance(grad, image, 0), advance(query, image, 0)
+    key, value = advance(key, image, 0), advance(value, image, 0)
+    grad_query = advance(grad_query, image, 0)
 
-    pixel_y, pixel_x, is_query, cell_y, cell_x, is_key, position, in_window = tile_windows(
-        tile_y,
-        tile_x,
-        cells_y,
-        cells_x,
-        high_y,
-        high_x,
-        KERNEL_SIZE,
-        BORDER,
-        TILE_H,
-        TILE_W,
-        SLOTS_Y,
-        SLOTS_X,
-        EXACT,
-        BLOCK_M,
-        BLOCK_N,
-    )
-    query_rows = pixel_y * query_stride_h + pixel_x * query_stride_w
-    key_rows = cell_y * key_stride_h + cell_x * key_stride_w
+    sizes = Sizes(cells_y, cells_x, high_y, high_x)
+    windows = tile_windows(tile_y, tile_x, sizes, tile, BORDER)
+    pixels, cells = windows.pixels, windows.cells
+    query_rows, key_rows = rows_of(query, pixels), rows_of(key, cells)
     scores, counted, weights, reciprocal = affiliate(
-        query_ptr,
         query_rows,
-        is_query,
-        query_stride_c,
-        key_ptr,
         key_rows,
-        is_key,
-        key_stride_c,
-        in_window,
+        windows.inside,
         embed,
         inverse_temperature,
         eps,
         NORMALIZATION,
         BORDER,
-        BLOCK_M,
-        BLOCK_N,
         BLOCK_D,
         PRECISION,
     )
     grad_weights = correlate(
-        grad_ptr,
-        pixel_y * grad_stride_h + pixel_x * grad_stride_w,
-        is_query,
-        grad_stride_c,
-        value_ptr,
-        cell_y * value_stride_h + cell_x * value_stride_w,
-        is_key,
-        value_stride_c,
-        channels,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_C,
-        PRECISION,
+        rows_of(grad, pixels), rows_of(value, cells), channels, BLOCK_C, PRECISION
     )
     grad_scores = normalize_bwd(grad_weights, scores, weights, reciprocal, counted, NORMALIZATION)
     grad_scores *= inverse_temperature
 
-    dtype: tl.constexpr = value_ptr.dtype.element_ty
+    dtype: tl.constexpr = value.ptr.dtype.element_ty
     # Other normalizations keep the weights between 0 and 1.
     WEIGHTS_SCALED: tl.constexpr = SCALED and NORMALIZATION == 'none'
     weights, weights_scale = fit(weights, dtype, WEIGHTS_SCALED)
     grad_scores, grad_scores_scale = fit(grad_scores, dtype, SCALED)
-    pixel = (image * high_y + pixel_y) * high_x + pixel_x
-    compact = pixel[:, None] * (KERNEL_SIZE * KERNEL_SIZE) + position
-    mask = in_window & is_query[:, None]
+    pixel = (image * high_y + pixels.y) * high_x + pixels.x
+    compact = pixel[:, None] * (tile.kernel_size * tile.kernel_size) + windows.position
+    mask = windows.inside & pixels.inside[:, None]
     tl.store(weights_ptr + compact, weights, mask=mask)
     tl.store(grad_scores_ptr + compact, grad_scores, mask=mask)
     if WEIGHTS_SCALED:
-        tl.store(weights_scale_ptr + pixel, weights_scale, mask=is_query)
+        tl.store(weights_scale_ptr + pixel, weights_scale, mask=pixels.inside)
     if SCALED:
-        tl.store(grad_scores_scale_ptr + pixel, grad_scores_scale, mask=is_query)
+        tl.store(grad_scores_scale_ptr + pixel, grad_scores_scale, mask=pixels.inside)
     gather(
         grad_scores,
         grad_scores_scale,
-        key_ptr,
         key_rows,
-        is_key,
-        key_stride_c,
-        grad_query_ptr,
-        pixel_y * grad_query_stride_h + pixel_x * grad_query_stride_w,
-        is_query,
-        grad_query_stride_c,
+        rows_of(grad_query, pixels),
         0,
         embed,
         embed,
@@ -386,10 +260,7 @@ def forward(
         channels=value.shape[1],
         embed=key.shape[1],
         tensors=dict(query=query, key=key, value=value, out=out),
-        values=dict(
-            inverse_temperature=1.0 / temperature,
-            eps=eps,
-        ),
+        values=dict(inverse_temperature=1.0 / temperature, eps=eps),
         constants=dict(NORMALIZATION=normalization, BORDER=border, SCALED=scaled),
     )
 

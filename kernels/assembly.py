@@ -9,34 +9,27 @@ from . import tuning
 from .launch import launch
 from .window import (
     UNSPECIALIZED,
+    Points,
+    Sizes,
+    advance,
     dot,
     gather,
     load_rows,
     locate,
+    rows_of,
     store_rows,
     tile_pixels,
     tile_windows,
+    window_of,
     window_positions,
 )
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def assembly_fwd_kernel(
-    weights_ptr,
-    weights_stride_n,
-    weights_stride_c,
-    weights_stride_h,
-    weights_stride_w,
-    value_ptr,
-    value_stride_n,
-    value_stride_c,
-    value_stride_h,
-    value_stride_w,
-    out_ptr,
-    out_stride_n,
-    out_stride_c,
-    out_stride_h,
-    out_stride_w,
+    weights,
+    value,
+    out,
     channels,
     groups,
     cells_y,
@@ -48,65 +41,38 @@ def assembly_fwd_kernel(
     share,
     splits,
     factor,
-    KERNEL_SIZE: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    SLOTS_Y: tl.constexpr,
-    SLOTS_X: tl.constexpr,
-    EXACT: tl.constexpr,
+    tile,
     PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """out[l'] = factor * sum_p weights[l', p] value[l + p], the value being 0 outside the image.
 
-    weights (N, G K K, Hg, Wg), value (N, G C, H, W), out (N, G C, Hg, Wg), each with its strides;
-    C is ``channels``, G ``groups``. One program owns ``share`` channels of a tile of cells of one
-    image and group. The grid is (N * G * tiles_y * tiles_x * splits,).
+    weights (N, G K K, Hg, Wg), value (N, G C, H, W) and out (N, G C, Hg, Wg) are `Strided`,
+    ``tile`` is the `Tile`; C is ``channels``, G ``groups``. One program owns ``share`` channels of
+    a tile of cells of one image and group. The grid is (N * G * tiles_y * tiles_x * splits,).
     """
+    POSITIONS: tl.constexpr = tile.kernel_size * tile.kernel_size
     image, tile_y, tile_x, split = locate(splits, tiles_y, tiles_x)
     group, image = image % groups, (image // groups).to(tl.int64)
-    weights_ptr += image * weights_stride_n
-    weights_ptr += (group * KERNEL_SIZE * KERNEL_SIZE).to(tl.int64) * weights_stride_c
-    value_ptr += image * value_stride_n + (group * channels).to(tl.int64) * value_stride_c
-    out_ptr += image * out_stride_n + (group * channels).to(tl.int64) * out_stride_c
+    channel = (group * channels).to(tl.int64)
+    weights = advance(weights, image, (group * POSITIONS).to(tl.int64))
+    value, out = advance(value, image, channel), advance(out, image, channel)
 
-    pixel_y, pixel_x, is_query, cell_y, cell_x, is_key, position, in_window = tile_windows(
-        tile_y,
-        tile_x,
-        cells_y,
-        cells_x,
-        high_y,
-        high_x,
-        KERNEL_SIZE,
-        'zero',
-        TILE_H,
-        TILE_W,
-        SLOTS_Y,
-        SLOTS_X,
-        EXACT,
-        BLOCK_M,
-        BLOCK_N,
-    )
-    weights_rows = pixel_y * weights_stride_h + pixel_x * weights_stride_w
+    sizes = Sizes(cells_y, cells_x, high_y, high_x)
+    windows = tile_windows(tile_y, tile_x, sizes, tile, 'zero')
+    pixels, cells = windows.pixels, windows.cells
+    rows = rows_of(weights, pixels)
     # A weight whose position lies outside the image meets a 0: it need not be read.
-    weights = tl.load(
-        weights_ptr + weights_rows[:, None] + position.to(tl.int64) * weights_stride_c,
-        mask=in_window & is_query[:, None] & is_key[None, :],
+    matrix = tl.load(
+        window_of(rows, windows.position),
+        mask=windows.inside & pixels.inside[:, None] & cells.inside[None, :],
         other=0.0,
     )
     gather(
-        weights,
-        tl.full((BLOCK_M,), 1.0, tl.float32) * factor,
-        value_ptr,
-        cell_y * value_stride_h + cell_x * value_stride_w,
-        is_key,
-        value_stride_c,
-        out_ptr,
-        pixel_y * out_stride_h + pixel_x * out_stride_w,
-        is_query,
-        out_stride_c,
+        matrix,
+        tl.full((matrix.shape[0],), 1.0, tl.float32) * factor,
+        rows_of(value, cells),
+        rows_of(out, pixels),
         split * share,
         tl.minimum(split * share + share, channels),
         channels,
@@ -117,21 +83,9 @@ def assembly_fwd_kernel(
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def assembly_bwd_kernel(
-    weights_ptr,
-    weights_stride_n,
-    weights_stride_c,
-    weights_stride_h,
-    weights_stride_w,
-    grad_ptr,
-    grad_stride_n,
-    grad_stride_c,
-    grad_stride_h,
-    grad_stride_w,
-    out_ptr,
-    out_stride_n,
-    out_stride_c,
-    out_stride_h,
-    out_stride_w,
+    weights,
+    grad,
+    out,
     scale_ptr,
     channels,
     groups,
@@ -144,99 +98,71 @@ def assembly_bwd_kernel(
     share,
     splits,
     factor,
-    KERNEL_SIZE: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    SLOTS_Y: tl.constexpr,
-    SLOTS_X: tl.constexpr,
-    EXACT: tl.constexpr,
+    tile,
     PRECISION: tl.constexpr,
     MARGIN: tl.constexpr,
     SCALED: tl.constexpr,
     ROW: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """out[k] = factor * sum over the pixels l' with k = l + p of weights[l', p] grad[l'].
 
     The transpose of the assembly: the gradient of its value, and of the key of a similarity.
-    weights (N, G K K, Hg, Wg), grad (N, G C, Hg, Wg), out (N, G C, H + 2 MARGIN, W + 2 MARGIN),
-    each with its strides; scale (N, G, Hg, Wg), contiguous, by which a pixel's weights are
-    multiplied, is read with SCALED. One program owns BLOCK_C channels of a tile of cells of out,
-    and reads the pixels around it BLOCK_M at a time, whole rows of ROW; nobody else writes to its
-    tile, so the sums have one order. The grid is (N * G * tiles_y * tiles_x * splits,).
+    weights (N, G K K, Hg, Wg), grad (N, G C, Hg, Wg) and out (N, G C, H + 2 MARGIN, W + 2 MARGIN)
+    are `Strided`, ``tile`` is the `Tile`; scale (N, G, Hg, Wg), contiguous, by which a pixel's
+    weights are multiplied, is read with SCALED. One program owns BLOCK_C channels of a tile of
+    cells of out, its keys, and reads the pixels around it, its queries, some at a time, whole rows
+    of ROW; nobody else writes to its tile, so the sums have one order. The grid is
+    (N * G * tiles_y * tiles_x * splits,).
     """
-    RADIUS: tl.constexpr = KERNEL_SIZE // 2
+    RADIUS: tl.constexpr = tile.kernel_size // 2
+    POSITIONS: tl.constexpr = tile.kernel_size * tile.kernel_size
     image, tile_y, tile_x, split = locate(splits, tiles_y, tiles_x)
     if SCALED:
         scale_ptr += image.to(tl.int64) * high_y * high_x
     group, image = image % groups, (image // groups).to(tl.int64)
-    weights_ptr += image * weights_stride_n
-    weights_ptr += (group * KERNEL_SIZE * KERNEL_SIZE).to(tl.int64) * weights_stride_c
-    grad_ptr += image * grad_stride_n + (group * channels).to(tl.int64) * grad_stride_c
-    out_ptr += image * out_stride_n + (group * channels).to(tl.int64) * out_stride_c
+    channel = (group * channels).to(tl.int64)
+    weights = advance(weights, image, (group * POSITIONS).to(tl.int64))
+    grad, out = advance(grad, image, channel), advance(out, image, channel)
 
-    key = tl.arange(0, BLOCK_N)
-    key_y, key_x = key // TILE_W, key % TILE_W
-    row, column = tile_y * TILE_H + key_y, tile_x * TILE_W + key_x
-    is_key = (key_y < TILE_H) & (row < cells_y + 2 * MARGIN) & (column < cells_x + 2 * MARGIN)
-    # The first cells whose windows reach the tile.
-    y0 = tile_y * TILE_H - MARGIN - RADIUS
-    x0 = tile_x * TILE_W - MARGIN - RADIUS
-    sums = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
-    # Of the rows of cells around the tile, those that are in the image.
-    first = tl.maximum(-y0, 0) * (SLOTS_Y * ROW)
-    last = tl.minimum(TILE_H + 2 * RADIUS, cells_y - y0) * (SLOTS_Y * ROW)
-    for start in range(first, last, BLOCK_M):
-        query_y, query_x, pixel_y, pixel_x, is_query = tile_pixels(
-            start + tl.arange(0, BLOCK_M),
-            y0,
-            x0,
-            cells_y,
-            cells_x,
-            high_y,
-            high_x,
-            TILE_H + 2 * RADIUS,
-            TILE_W + 2 * RADIUS,
-            ROW,
-            SLOTS_Y,
-            SLOTS_X,
-            EXACT,
-        )
-        # Of the pixel's window, which lies 2 RADIUS before the tile's own cells.
+    sizes = Sizes(cells_y, cells_x, high_y, high_x)
+    key = tl.arange(0, tile.keys)
+    key_y, key_x = key // tile.width, key % tile.width
+    row, column = tile_y * tile.height + key_y, tile_x * tile.width + key_x
+    is_key = (key_y < tile.height) & (row < cells_y + 2 * MARGIN) & (column < cells_x + 2 * MARGIN)
+    # The windows of these cells are the first to reach the tile.
+    y0 = tile_y * tile.height - MARGIN - RADIUS
+    x0 = tile_x * tile.width - MARGIN - RADIUS
+    sums = tl.zeros((tile.keys, BLOCK_C), tl.float32)
+    # Rows of cells around the tile are passed over that are not in the image.
+    first = tl.maximum(-y0, 0) * (tile.slots_y * ROW)
+    last = tl.minimum(tile.height + 2 * RADIUS, cells_y - y0) * (tile.slots_y * ROW)
+    for start in range(first, last, tile.queries):
+        index = start + tl.arange(0, tile.queries)
+        query_y, query_x, pixels = tile_pixels(index, y0, x0, sizes, tile, RADIUS, ROW)
+        # Parents are counted from RADIUS before the tile, and windows begin RADIUS before them.
         position, in_window = window_positions(
-            query_y - 2 * RADIUS, query_x - 2 * RADIUS, key_y, key_x, KERNEL_SIZE
+            query_y - 2 * RADIUS, query_x - 2 * RADIUS, key_y, key_x, tile.kernel_size
         )
-        weights_rows = pixel_y * weights_stride_h + pixel_x * weights_stride_w
-        weights = tl.load(
-            weights_ptr + weights_rows[:, None] + position.to(tl.int64) * weights_stride_c,
-            mask=in_window & is_query[:, None] & is_key[None, :],
+        rows = rows_of(weights, pixels)
+        matrix = tl.load(
+            window_of(rows, position),
+            mask=in_window & pixels.inside[:, None] & is_key[None, :],
             other=0.0,
         )
-        grad = load_rows(
-            grad_ptr,
-            pixel_y * grad_stride_h + pixel_x * grad_stride_w,
-            is_query,
-            grad_stride_c,
-            split * share,
-            channels,
-            BLOCK_C,
-        )
+        block = load_rows(rows_of(grad, pixels), split * share, channels, BLOCK_C)
         if SCALED:
-            scale = tl.load(scale_ptr + pixel_y * high_x + pixel_x, mask=is_query, other=0.0)
-            # Relative to the largest of the block, so that nothing leaves the dtype's range.
+            scale = tl.load(scale_ptr + pixels.y * high_x + pixels.x, mask=pixels.inside, other=0.0)
+            # It is relative to the largest of the block, so that nothing leaves the dtype's range.
             top = tl.max(scale, 0)
             top = tl.where(top > 0.0, top, 1.0)
-            grad = (grad * (scale / top)[:, None]).to(grad.dtype)
-            nothing = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
-            sums += top * dot(tl.trans(weights), grad, nothing, PRECISION)
+            block = (block * (scale / top)[:, None]).to(block.dtype)
+            nothing = tl.zeros((tile.keys, BLOCK_C), tl.float32)
+            sums += top * dot(tl.trans(matrix), block, nothing, PRECISION)
         else:
-            sums = dot(tl.trans(weights), grad, sums, PRECISION)
-    out_rows = row.to(tl.int64) * out_stride_h + column.to(tl.int64) * out_stride_w
-    store_rows(
-        out_ptr, out_rows, is_key, out_stride_c, split * share, channels, sums * factor, BLOCK_C
-    )
+            sums = dot(tl.trans(matrix), block, sums, PRECISION)
+    cells = Points(row.to(tl.int64), column.to(tl.int64), is_key)
+    store_rows(rows_of(out, cells), split * share, channels, sums * factor, BLOCK_C)
 
 
 def forward(
@@ -309,7 +235,7 @@ def backward(
         channels=out.shape[1] // groups,
         groups=groups,
         tensors=dict(weights=weights, grad=grad, out=target),
-        values=dict(channels=out.shape[1] // groups, groups=groups, factor=factor, scale_ptr=scale),
+        values=dict(factor=factor, scale_ptr=scale),
         constants=dict(MARGIN=margin, SCALED=scale is not None),
         margin=margin,
     )

@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from . import tuning
 from .tuning import Problem, Table
+from .window import Strided, Tile
 
 #: Where few tiles would leave multiprocessors idle, the channels of a tile are shared out among
 #: programs until there are this many for each.
@@ -119,7 +121,6 @@ class _Request(NamedTuple):
     channels: int
     embed: int
     channels_last: bool
-    strides: tuple[tuple[str, tuple[int, ...]], ...]
     constants: tuple[tuple[str, object], ...]
 
 
@@ -144,21 +145,23 @@ def _plan(request: _Request) -> tuple[Problem, tuple[Launch, ...]]:
     )
     names = request.kernel.arg_names
     arguments = dict(cells_y=height, cells_x=width, high_y=high_y, high_x=high_x)
-    for name, strides in request.strides:
-        arguments |= {f'{name}_stride_{dim}': x for dim, x in zip('nchw', strides, strict=True)}
-    constants = dict(
-        KERNEL_SIZE=request.kernel_size,
-        SLOTS_Y=slots[0],
-        SLOTS_X=slots[1],
-        EXACT=problem.exact,
-        PRECISION=request.precision,
-        **dict(request.constants),
-    )
+    constants = dict(PRECISION=request.precision, **dict(request.constants))
 
     def prepare(entry: tuning.Entry, blocks: dict[str, int]) -> Launch:
         tiles_y, tiles_x = -(-rows // blocks['TILE_H']), -(-columns // blocks['TILE_W'])
         programs = request.images * tiles_y * tiles_x
-        sizes = dict(tiles_y=tiles_y, tiles_x=tiles_x)
+        tile = dict(
+            height=blocks['TILE_H'],
+            width=blocks['TILE_W'],
+            slots_y=slots[0],
+            slots_x=slots[1],
+            exact=problem.exact,
+            kernel_size=request.kernel_size,
+            queries=blocks['BLOCK_M'],
+            keys=blocks['BLOCK_N'],
+        )
+        tile = Tile(**{name: tl.constexpr(x) for name, x in tile.items()})
+        sizes = dict(tiles_y=tiles_y, tiles_x=tiles_x, tile=tile)
         if 'splits' in names:
             splits = whole = -(-request.channels // blocks['BLOCK_C'])
             if not table.one_block:
@@ -208,9 +211,9 @@ def launch(
         channels: Of one group.
         groups: Groups, each with programs of its own.
         embed: Channels of query and key.
-        tensors: (N, C, H, W) each, by name: the kernel takes pointer and strides.
-        values: Further arguments.
-        constants: Further constants.
+        tensors: (N, C, H, W) each, by the name that the kernel has for the `Strided` tensor.
+        values: Further arguments, by name.
+        constants: Further constants, by name.
         margin: Rows and columns around the low-resolution map that have tiles as well.
     """
     constants = tuple((constants or {}).items())
@@ -229,13 +232,12 @@ def launch(
             channels=channels,
             embed=embed,
             channels_last=low.stride(1) == 1,
-            strides=tuple((name, x.stride()) for name, x in tensors.items()),
             constants=constants,
         )
     )
     given = dict(channels=channels, groups=groups, embed=embed)
     arguments = {name: x for name, x in given.items() if name in kernel.arg_names}
-    arguments |= {f'{name}_ptr': x for name, x in tensors.items()} | values
+    arguments |= {name: Strided(x, *x.stride()) for name, x in tensors.items()} | values
     if _recorder:
         for item in launches if _recorder.every_entry else launches[:1]:
             item = item._replace(arguments=item.arguments | arguments)

@@ -6,26 +6,23 @@ from torch import Tensor
 
 from . import tuning
 from .launch import launch
-from .window import UNSPECIALIZED, correlate, locate, tile_windows
+from .window import (
+    UNSPECIALIZED,
+    Sizes,
+    advance,
+    correlate,
+    locate,
+    rows_of,
+    tile_windows,
+    window_of,
+)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def similarity_fwd_kernel(
-    query_ptr,
-    query_stride_n,
-    query_stride_c,
-    query_stride_h,
-    query_stride_w,
-    key_ptr,
-    key_stride_n,
-    key_stride_c,
-    key_stride_h,
-    key_stride_w,
-    out_ptr,
-    out_stride_n,
-    out_stride_c,
-    out_stride_h,
-    out_stride_w,
+    query,
+    key,
+    out,
     channels,
     groups,
     cells_y,
@@ -35,67 +32,33 @@ def similarity_fwd_kernel(
     tiles_y,
     tiles_x,
     factor,
-    KERNEL_SIZE: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    SLOTS_Y: tl.constexpr,
-    SLOTS_X: tl.constexpr,
-    EXACT: tl.constexpr,
+    tile,
     PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """out[l', p] = factor * <query[l'], key[l + p]>, 0 where l + p lies outside the image.
 
-    query (N, G C, Hg, Wg), key (N, G C, H, W), out (N, G K K, Hg, Wg), each with its strides; C is
-    ``channels``, G ``groups``. One program owns a tile of cells of one image and group. The grid
-    is (N * G * tiles_y * tiles_x,).
+    query (N, G C, Hg, Wg), key (N, G C, H, W) and out (N, G K K, Hg, Wg) are `Strided`, ``tile`` is
+    the `Tile`; C is ``channels``, G ``groups``. One program owns a tile of cells of one image and
+    group. The grid is (N * G * tiles_y * tiles_x,).
     """
+    POSITIONS: tl.constexpr = tile.kernel_size * tile.kernel_size
     image, tile_y, tile_x, _ = locate(1, tiles_y, tiles_x)
     group, image = image % groups, (image // groups).to(tl.int64)
-    query_ptr += image * query_stride_n + (group * channels).to(tl.int64) * query_stride_c
-    key_ptr += image * key_stride_n + (group * channels).to(tl.int64) * key_stride_c
-    out_ptr += image * out_stride_n
-    out_ptr += (group * KERNEL_SIZE * KERNEL_SIZE).to(tl.int64) * out_stride_c
+    channel = (group * channels).to(tl.int64)
+    query, key = advance(query, image, channel), advance(key, image, channel)
+    out = advance(out, image, (group * POSITIONS).to(tl.int64))
 
-    pixel_y, pixel_x, is_query, cell_y, cell_x, is_key, position, in_window = tile_windows(
-        tile_y,
-        tile_x,
-        cells_y,
-        cells_x,
-        high_y,
-        high_x,
-        KERNEL_SIZE,
-        'zero',
-        TILE_H,
-        TILE_W,
-        SLOTS_Y,
-        SLOTS_X,
-        EXACT,
-        BLOCK_M,
-        BLOCK_N,
-    )
+    sizes = Sizes(cells_y, cells_x, high_y, high_x)
+    windows = tile_windows(tile_y, tile_x, sizes, tile, 'zero')
     scores = correlate(
-        query_ptr,
-        pixel_y * query_stride_h + pixel_x * query_stride_w,
-        is_query,
-        query_stride_c,
-        key_ptr,
-        cell_y * key_stride_h + cell_x * key_stride_w,
-        is_key,
-        key_stride_c,
-        channels,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_C,
-        PRECISION,
+        rows_of(query, windows.pixels), rows_of(key, windows.cells), channels, BLOCK_C, PRECISION
     )
-    out_rows = pixel_y * out_stride_h + pixel_x * out_stride_w
+    rows = rows_of(out, windows.pixels)
     tl.store(
-        out_ptr + out_rows[:, None] + position.to(tl.int64) * out_stride_c,
-        (scores * factor).to(out_ptr.dtype.element_ty),
-        mask=in_window & is_query[:, None],
+        window_of(rows, windows.position),
+        (scores * factor).to(out.ptr.dtype.element_ty),
+        mask=windows.inside & windows.pixels.inside[:, None],
     )
 
 

@@ -1,18 +1,130 @@
 """What the kernels share: the pixels and cells of a tile, its matrix products, its rows in memory.
 
-A program owns a tile of TILE_H x TILE_W cells (low-resolution pixels). Its queries are the pixels
-whose parents they are, up to SLOTS_Y x SLOTS_X a cell; its keys are the cells and a halo of K // 2
-around them. Queries and keys are the rows of small matrices whose columns are channels, so that
-all windows of the tile together are two matrix products; a mask keeps each query to its own window.
+A program owns a tile of cells (low-resolution pixels). Its queries are the pixels whose parents
+they are; its keys are the cells and a halo of K // 2 around them. Queries and keys are the rows of
+small matrices whose columns are channels, so that all windows of the tile together are two matrix
+products; a mask keeps each query to its own window.
+
+What belongs together travels as one named tuple. `Strided` and `Tile` are arguments of the
+kernels: each of their elements is specialized as an argument of its own would be, so that a stride
+of 1 is a constant and one that 16 divides is known to be so. The functions here make the others.
 
 Offsets inside a tensor are 64 bit wide: an image alone may hold more than 2**31 values.
 """
 
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
 
-#: Arguments whose divisibility helps no load: for each of their values a kernel would be compiled.
+#: For the values of these arguments no kernel is compiled anew: that 16 divides them helps no load.
+#: They are arguments of their own, since the elements of a tuple are specialized in any case.
 UNSPECIALIZED = ('cells_y', 'high_y', 'tiles_y', 'tiles_x', 'splits')
+
+
+class Strided(NamedTuple):
+    """A tensor (N, C, H, W) is given to a kernel by where it begins and its strides.
+
+    Attributes:
+        ptr: Pointer to its first value; the tensor itself at a launch.
+        stride_n: Values from image to image.
+        stride_c: Values from channel to channel.
+        stride_h: Values from row to row.
+        stride_w: Values from column to column.
+    """
+
+    ptr: torch.Tensor | tl.tensor
+    stride_n: int | tl.tensor
+    stride_c: int | tl.tensor
+    stride_h: int | tl.tensor
+    stride_w: int | tl.tensor
+
+
+class Tile(NamedTuple):
+    """The tiles of a kernel have these constants in common, which are compiled into it.
+
+    Attributes:
+        height: Rows of cells of a tile.
+        width: Columns of cells.
+        slots_y: The most pixel rows of a cell.
+        slots_x: The most pixel columns.
+        exact: Whether every cell has slots_y x slots_x pixels.
+        kernel_size: K.
+        queries: Rows of a matrix of queries, a power of 2.
+        keys: Rows of a matrix of keys, likewise.
+    """
+
+    height: tl.constexpr
+    width: tl.constexpr
+    slots_y: tl.constexpr
+    slots_x: tl.constexpr
+    exact: tl.constexpr
+    kernel_size: tl.constexpr
+    queries: tl.constexpr
+    keys: tl.constexpr
+
+
+class Sizes(NamedTuple):
+    """An image has so many rows and columns, each an int32.
+
+    Attributes:
+        cells_y: Rows of cells.
+        cells_x: Columns of cells.
+        high_y: Rows of pixels.
+        high_x: Columns of pixels.
+    """
+
+    cells_y: tl.tensor
+    cells_x: tl.tensor
+    high_y: tl.tensor
+    high_x: tl.tensor
+
+
+class Points(NamedTuple):
+    """M pixels or cells of an image are the rows of a matrix.
+
+    Attributes:
+        y: (M,), int64, rows in the image.
+        x: (M,), int64, columns.
+        inside: (M,), whether there are such ones, to be read or written.
+    """
+
+    y: tl.tensor
+    x: tl.tensor
+    inside: tl.tensor
+
+
+class Windows(NamedTuple):
+    """The M queries of a tile are joined to its N keys by windows.
+
+    Attributes:
+        pixels: `Points` of the queries.
+        cells: `Points` of the keys.
+        position: (M, N), int32, where in the query's window the key lies, row-major.
+        inside: (M, N), whether it lies in the window at all.
+    """
+
+    pixels: Points
+    cells: Points
+    position: tl.tensor
+    inside: tl.tensor
+
+
+class Rows(NamedTuple):
+    """M points of an image lie there in the memory of a tensor.
+
+    Attributes:
+        ptr: Pointer to the first value of the image.
+        offsets: (M,), int64, values from there to each point's first channel.
+        inside: (M,), whether there is such a point.
+        stride_c: Values from channel to channel.
+    """
+
+    ptr: tl.tensor
+    offsets: tl.tensor
+    inside: tl.tensor
+    stride_c: tl.tensor
 
 
 @triton.jit
@@ -38,92 +150,74 @@ def first_child(cell, cells, length):
 
 
 @triton.jit
-def tile_pixels(
-    index,
-    y0,
-    x0,
-    cells_y,
-    cells_x,
-    high_y,
-    high_x,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    ROW: tl.constexpr,
-    SLOTS_Y: tl.constexpr,
-    SLOTS_X: tl.constexpr,
-    EXACT: tl.constexpr,
-):
-    """The pixels whose parents are the cells of a tile.
-
-    Args:
-        index: Numbers of the pixels in the tile, row by row.
-        y0: Row of the tile's first cell; may lie outside the image, as may others.
-        x0: Its column.
-        cells_y: Rows of cells of the image.
-        cells_x: Columns.
-        high_y: Rows of pixels of the image.
-        high_x: Columns.
-        TILE_H: Rows of cells of the tile.
-        TILE_W: Columns.
-        ROW: Numbers of a row, at least TILE_W * SLOTS_X.
-        SLOTS_Y: The most pixel rows of a cell.
-        SLOTS_X: The most columns.
-        EXACT: Whether every cell has SLOTS_Y x SLOTS_X pixels.
-
-    Returns:
-        For each index: row and column of the parent in the tile, row and column of the pixel in
-        the image, and whether there is such a pixel.
-    """
-    row, column = index // ROW, index % ROW
-    y, x = row // SLOTS_Y, column // SLOTS_X
-    inside = (row < TILE_H * SLOTS_Y) & (column < TILE_W * SLOTS_X)
-    if EXACT:
-        # Compared as pixels, and not as cells: the compiler sees whole runs inside, and moves them
-        # together.
-        pixel_y, pixel_x = y0 * SLOTS_Y + row, x0 * SLOTS_X + column
-        inside &= (pixel_y >= 0) & (pixel_y < high_y) & (pixel_x >= 0) & (pixel_x < high_x)
-    else:
-        cell_y, cell_x = y0 + y, x0 + x
-        inside &= (cell_y >= 0) & (cell_y < cells_y) & (cell_x >= 0) & (cell_x < cells_x)
-        cell_y, cell_x = tl.maximum(cell_y, 0), tl.maximum(cell_x, 0)
-        pixel_y = first_child(cell_y, cells_y, high_y) + row % SLOTS_Y
-        pixel_x = first_child(cell_x, cells_x, high_x) + column % SLOTS_X
-        inside &= pixel_y < first_child(cell_y + 1, cells_y, high_y)
-        inside &= pixel_x < first_child(cell_x + 1, cells_x, high_x)
-    pixel_y, pixel_x = pixel_y.to(tl.int64), pixel_x.to(tl.int64)
-    return y, x, pixel_y, pixel_x, inside
+def within(y, x, height, width):
+    """Tell which rows and columns are those of a map of ``height`` rows and ``width`` columns."""
+    return (y >= 0) & (y < height) & (x >= 0) & (x < width)
 
 
 @triton.jit
-def tile_halo(
-    y0,
-    x0,
-    cells_y,
-    cells_x,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    KERNEL_SIZE: tl.constexpr,
-    BORDER: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """The cells of a tile and the halo around them.
+def tile_pixels(index, y0, x0, sizes, tile, HALO: tl.constexpr, ROW: tl.constexpr):
+    """Find the pixels whose parents are the cells of a tile and of a halo around it.
+
+    Args:
+        index: (M,), numbers of the pixels, row by row.
+        y0: Row of the first of these cells; may lie outside the image, as may others.
+        x0: Its column.
+        sizes: `Sizes` of the image.
+        tile: The `Tile`.
+        HALO: Rows and columns of cells on each side of the tile.
+        ROW: Numbers of a row, at least (width + 2 HALO) * slots_x.
 
     Returns:
-        For each of BLOCK_N keys: row and column in the halo, row and column in the image (the
-        nearest edge with border 'replicate'), and whether it is there to be read.
+        (M,) row and column of each pixel's parent, counted from the first cell, and the `Points`.
     """
-    RADIUS: tl.constexpr = KERNEL_SIZE // 2
-    WIDTH: tl.constexpr = TILE_W + 2 * RADIUS
-    index = tl.arange(0, BLOCK_N)
+    row, column = index // ROW, index % ROW
+    y, x = row // tile.slots_y, column // tile.slots_x
+    HEIGHT: tl.constexpr = (tile.height + 2 * HALO) * tile.slots_y
+    WIDTH: tl.constexpr = (tile.width + 2 * HALO) * tile.slots_x
+    inside = (row < HEIGHT) & (column < WIDTH)
+    if tile.exact:
+        # They are compared as pixels, and not as cells: the compiler sees whole runs inside, and
+        # moves them together.
+        pixel_y, pixel_x = y0 * tile.slots_y + row, x0 * tile.slots_x + column
+        inside &= within(pixel_y, pixel_x, sizes.high_y, sizes.high_x)
+    else:
+        cell_y, cell_x = y0 + y, x0 + x
+        inside &= within(cell_y, cell_x, sizes.cells_y, sizes.cells_x)
+        cell_y, cell_x = tl.maximum(cell_y, 0), tl.maximum(cell_x, 0)
+        pixel_y = first_child(cell_y, sizes.cells_y, sizes.high_y) + row % tile.slots_y
+        pixel_x = first_child(cell_x, sizes.cells_x, sizes.high_x) + column % tile.slots_x
+        inside &= pixel_y < first_child(cell_y + 1, sizes.cells_y, sizes.high_y)
+        inside &= pixel_x < first_child(cell_x + 1, sizes.cells_x, sizes.high_x)
+    return y, x, Points(pixel_y.to(tl.int64), pixel_x.to(tl.int64), inside)
+
+
+@triton.jit
+def tile_halo(y0, x0, sizes, tile, BORDER: tl.constexpr):
+    """Find the cells of a tile and of the halo around it.
+
+    Args:
+        y0: Row of the tile's first cell.
+        x0: Its column.
+        sizes: `Sizes` of the image.
+        tile: The `Tile`.
+        BORDER: With 'replicate' a cell outside the image is the nearest one on its edge.
+
+    Returns:
+        (N,) row and column of each cell in the halo, and the `Points`.
+    """
+    RADIUS: tl.constexpr = tile.kernel_size // 2
+    WIDTH: tl.constexpr = tile.width + 2 * RADIUS
+    index = tl.arange(0, tile.keys)
     y, x = index // WIDTH, index % WIDTH
     cell_y, cell_x = y0 + y - RADIUS, x0 + x - RADIUS
-    inside = y < TILE_H + 2 * RADIUS
+    inside = y < tile.height + 2 * RADIUS
     if BORDER == 'replicate':
-        cell_y = tl.minimum(tl.maximum(cell_y, 0), cells_y - 1)
-        cell_x = tl.minimum(tl.maximum(cell_x, 0), cells_x - 1)
+        cell_y = tl.minimum(tl.maximum(cell_y, 0), sizes.cells_y - 1)
+        cell_x = tl.minimum(tl.maximum(cell_x, 0), sizes.cells_x - 1)
     else:
-        inside &= (cell_y >= 0) & (cell_y < cells_y) & (cell_x >= 0) & (cell_x < cells_x)
-    return y, x, cell_y.to(tl.int64), cell_x.to(tl.int64), inside
+        inside &= within(cell_y, cell_x, sizes.cells_y, sizes.cells_x)
+    return y, x, Points(cell_y.to(tl.int64), cell_x.to(tl.int64), inside)
 
 
 @triton.jit
@@ -147,69 +241,65 @@ def window_positions(query_y, query_x, key_y, key_x, KERNEL_SIZE: tl.constexpr):
 
 
 @triton.jit
-def tile_windows(
-    tile_y,
-    tile_x,
-    cells_y,
-    cells_x,
-    high_y,
-    high_x,
-    KERNEL_SIZE: tl.constexpr,
-    BORDER: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-    SLOTS_Y: tl.constexpr,
-    SLOTS_X: tl.constexpr,
-    EXACT: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """The queries of a tile, its keys, and the windows that join them.
+def tile_windows(tile_y, tile_x, sizes, tile, BORDER: tl.constexpr):
+    """Find the `Windows` of a tile.
 
-    Returns:
-        For each of BLOCK_M queries row and column in the image, and whether there is such a pixel;
-        for each of BLOCK_N keys likewise, and whether it is there to be read; and (BLOCK_M,
-        BLOCK_N) positions of the keys in the windows, and whether they are in them.
+    Args:
+        tile_y: Row of the tile among the tiles of the image.
+        tile_x: Its column.
+        sizes: `Sizes` of the image.
+        tile: The `Tile`.
+        BORDER: As `tile_halo` has it.
     """
-    y0, x0 = tile_y * TILE_H, tile_x * TILE_W
-    query_y, query_x, pixel_y, pixel_x, is_query = tile_pixels(
-        tl.arange(0, BLOCK_M),
-        y0,
-        x0,
-        cells_y,
-        cells_x,
-        high_y,
-        high_x,
-        TILE_H,
-        TILE_W,
-        TILE_W * SLOTS_X,
-        SLOTS_Y,
-        SLOTS_X,
-        EXACT,
-    )
-    key_y, key_x, cell_y, cell_x, is_key = tile_halo(
-        y0, x0, cells_y, cells_x, TILE_H, TILE_W, KERNEL_SIZE, BORDER, BLOCK_N
-    )
-    position, in_window = window_positions(query_y, query_x, key_y, key_x, KERNEL_SIZE)
-    return pixel_y, pixel_x, is_query, cell_y, cell_x, is_key, position, in_window
+    y0, x0 = tile_y * tile.height, tile_x * tile.width
+    index = tl.arange(0, tile.queries)
+    query_y, query_x, pixels = tile_pixels(index, y0, x0, sizes, tile, 0, tile.width * tile.slots_x)
+    key_y, key_x, cells = tile_halo(y0, x0, sizes, tile, BORDER)
+    position, inside = window_positions(query_y, query_x, key_y, key_x, tile.kernel_size)
+    return Windows(pixels, cells, position, inside)
 
 
 @triton.jit
-def load_rows(ptr, rows, inside, stride_c, start, channels, BLOCK_C: tl.constexpr):
-    """Read BLOCK_C channels from ``start`` of the positions at offsets ``rows``; 0 outside."""
+def advance(tensor, image, channel):
+    """Let a `Strided` tensor begin at an image and one of its channels, both int64."""
+    ptr = tensor.ptr + (image * tensor.stride_n + channel * tensor.stride_c)
+    return Strided(ptr, tensor.stride_n, tensor.stride_c, tensor.stride_h, tensor.stride_w)
+
+
+@triton.jit
+def rows_of(tensor, points):
+    """Find the `Rows` that the `Points` of a `Strided` tensor's first image are."""
+    offsets = points.y * tensor.stride_h + points.x * tensor.stride_w
+    return Rows(tensor.ptr, offsets, points.inside, tensor.stride_c)
+
+
+@triton.jit
+def block_of(rows, start, channels, BLOCK_C: tl.constexpr):
+    """Point (M, BLOCK_C) at the channels of `Rows` from ``start`` on, and tell which are there."""
     channel = start + tl.arange(0, BLOCK_C)
-    offsets = channel.to(tl.int64) * stride_c
-    mask = inside[:, None] & (channel < channels)[None, :]
-    return tl.load(ptr + rows[:, None] + offsets[None, :], mask=mask, other=0.0)
+    offsets = channel.to(tl.int64) * rows.stride_c
+    mask = rows.inside[:, None] & (channel < channels)[None, :]
+    return rows.ptr + rows.offsets[:, None] + offsets[None, :], mask
 
 
 @triton.jit
-def store_rows(ptr, rows, inside, stride_c, start, channels, values, BLOCK_C: tl.constexpr):
+def window_of(rows, position):
+    """Point (M, N) at the channels of `Rows` that are positions in their windows."""
+    return rows.ptr + rows.offsets[:, None] + position.to(tl.int64) * rows.stride_c
+
+
+@triton.jit
+def load_rows(rows, start, channels, BLOCK_C: tl.constexpr):
+    """Read BLOCK_C of ``channels`` channels of `Rows`, from ``start``; 0 where none is."""
+    pointers, mask = block_of(rows, start, channels, BLOCK_C)
+    return tl.load(pointers, mask=mask, other=0.0)
+
+
+@triton.jit
+def store_rows(rows, start, channels, values, BLOCK_C: tl.constexpr):
     """Write what `load_rows` reads, in the dtype of the tensor."""
-    channel = start + tl.arange(0, BLOCK_C)
-    offsets = channel.to(tl.int64) * stride_c
-    mask = inside[:, None] & (channel < channels)[None, :]
-    tl.store(ptr + rows[:, None] + offsets[None, :], values.to(ptr.dtype.element_ty), mask=mask)
+    pointers, mask = block_of(rows, start, channels, BLOCK_C)
+    tl.store(pointers, values.to(rows.ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -222,27 +312,13 @@ def dot(a, b, sums, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def correlate(
-    a_ptr,
-    a_rows,
-    a_inside,
-    a_stride_c,
-    b_ptr,
-    b_rows,
-    b_inside,
-    b_stride_c,
-    channels,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Inner products (BLOCK_M, BLOCK_N) over all channels of two lists of positions."""
-    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+def correlate(a, b, channels, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr):
+    """Multiply M and N `Rows`: inner products (M, N) over all channels, BLOCK_C at a time."""
+    sums = tl.zeros((a.offsets.shape[0], b.offsets.shape[0]), tl.float32)
     for start in range(0, channels, BLOCK_C):
-        a = load_rows(a_ptr, a_rows, a_inside, a_stride_c, start, channels, BLOCK_C)
-        b = load_rows(b_ptr, b_rows, b_inside, b_stride_c, start, channels, BLOCK_C)
-        sums = dot(a, tl.trans(b), sums, PRECISION)
+        a_block = load_rows(a, start, channels, BLOCK_C)
+        b_block = load_rows(b, start, channels, BLOCK_C)
+        sums = dot(a_block, tl.trans(b_block), sums, PRECISION)
     return sums
 
 
@@ -268,27 +344,29 @@ def fit(rows, DTYPE: tl.constexpr, SCALED: tl.constexpr):
 def gather(
     weights,
     scale,
-    source_ptr,
-    source_rows,
-    source_inside,
-    source_stride_c,
-    target_ptr,
-    target_rows,
-    target_inside,
-    target_stride_c,
+    source,
+    target,
     start,
     stop,
     channels,
     BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Write scale * (weights @ source), channels ``start`` to ``stop``, BLOCK_C at a time."""
+    """Write scale * (weights @ source), channels ``start`` to ``stop``, BLOCK_C at a time.
+
+    Args:
+        weights: (M, N).
+        scale: (M,), float32.
+        source: N `Rows`, with weights' dtype.
+        target: M `Rows`.
+        start: The first channel to be written.
+        stop: The one after the last.
+        channels: Channels that there are.
+        BLOCK_C: How many are written at a time.
+        PRECISION: As `dot` has it.
+    """
     for c in range(start, stop, BLOCK_C):
-        source = load_rows(
-            source_ptr, source_rows, source_inside, source_stride_c, c, channels, BLOCK_C
-        )
+        block = load_rows(source, c, channels, BLOCK_C)
         sums = tl.zeros((weights.shape[0], BLOCK_C), tl.float32)
-        target = dot(weights, source, sums, PRECISION) * scale[:, None]
-        store_rows(
-            target_ptr, target_rows, target_inside, target_stride_c, c, channels, target, BLOCK_C
-        )
+        sums = dot(weights, block, sums, PRECISION) * scale[:, None]
+        store_rows(target, c, channels, sums, BLOCK_C)

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -30,6 +31,7 @@ from .output import markdown_table
 EPS = 1e-6
 # Spilling instructions that are allowed outside of loops.
 MAX_PARKED = 8
+POINTERS = {torch.float16: '*fp16', torch.bfloat16: '*bf16', torch.float32: '*fp32'}
 LAYOUTS = {'nchw': torch.contiguous_format, 'nhwc': torch.channels_last}
 
 
@@ -133,30 +135,38 @@ def launches(case: Case, device: Device) -> list[launch.Launch]:
 
 def source(item: launch.Launch, backend: str) -> ASTSource:
     """What the compiler is given, specialized as at a launch."""
-    signature, constants, hints = {}, dict(item.constants), {}
-    for i, name in enumerate(item.kernel.arg_names):
-        if name in constants:
-            signature[name] = 'constexpr'
-            continue
-        value = item.arguments[name]
-        unspecialized = item.kernel.params[i].do_not_specialize
-        if value is None or (isinstance(value, int) and value == 1 and not unspecialized):
-            signature[name], constants[name] = 'constexpr', value
+    constants, hints = {}, {}
+
+    def kind(value: object, path: tuple[int, ...], unspecialized: bool = False) -> object:
+        """The type of an argument, or of an element; its constants and hints are put down."""
+        if isinstance(value, tuple):
+            return type(value)(*(kind(x, (*path, i)) for i, x in enumerate(value)))
+        if isinstance(value, tl.constexpr):
+            value = value.value
         elif isinstance(value, torch.Tensor):
-            kind = {torch.float16: 'fp16', torch.bfloat16: 'bf16', torch.float32: 'fp32'}
-            signature[name] = '*' + kind[value.dtype]
-            hints[(i,)] = [['tt.divisibility', 16]]
+            hints[path] = [['tt.divisibility', 16]]
             if backend == 'hip':
                 # Of a tensor of less than 2 GiB, which lets the compiler use buffer instructions.
-                hints[(i,)].append(['tt.pointer_range', 32])
+                hints[path].append(['tt.pointer_range', 32])
+            return POINTERS[value.dtype]
         elif isinstance(value, float):
-            signature[name] = 'fp32'
-        else:
-            signature[name] = 'i32' if abs(value) < 2**31 else 'i64'
+            return 'fp32'
+        elif value is not None and (value != 1 or unspecialized):
             if value % 16 == 0 and not unspecialized:
-                hints[(i,)] = [['tt.divisibility', 16]]
-    indices = {(item.kernel.arg_names.index(name),): x for name, x in constants.items()}
-    return ASTSource(item.kernel, signature, indices, hints)
+                hints[path] = [['tt.divisibility', 16]]
+            return 'i32' if abs(value) < 2**31 else 'i64'
+        constants[path] = value
+        return 'constexpr'
+
+    signature = {}
+    for i, parameter in enumerate(item.kernel.params):
+        if parameter.name in item.constants:
+            constants[i,] = item.constants[parameter.name]
+            signature[parameter.name] = 'constexpr'
+        else:
+            value = item.arguments[parameter.name]
+            signature[parameter.name] = kind(value, (i,), parameter.do_not_specialize)
+    return ASTSource(item.kernel, signature, constants, hints)
 
 
 def inspect(compiled: triton.compiler.CompiledKernel, backend: str) -> tuple[int, int, int, int]:
@@ -204,9 +214,11 @@ def judge(device_name: str, case: Case, items: list[launch.Launch]) -> list[Comp
             faults.append(f'{shared} bytes of shared memory, {there} are there')
         if case.dtype.itemsize == 2 and not matrix:
             faults.append('no matrix instruction')
-        blocks = {k: v for k, v in item.constants.items() if k.startswith(('BLOCK', 'TILE'))}
+        tile = launch.Tile(*(x.value for x in item.arguments['tile']))
+        blocks = {k: v for k, v in item.constants.items() if k.startswith('BLOCK')}
         blocks = ' '.join(f'{k.removeprefix("BLOCK_")}{v}' for k, v in blocks.items())
-        kernel = f'{item.kernel.__name__} {blocks} warps{item.num_warps}'
+        tile = f'TILE_H{tile.height} TILE_W{tile.width} M{tile.queries} N{tile.keys}'
+        kernel = f'{item.kernel.__name__} {tile} {blocks} warps{item.num_warps}'
         figures = (registers, spills, in_loops, shared, matrix)
         results.append(Compiled(device_name, kernel, label, *figures, tuple(faults)))
     return results
@@ -229,7 +241,8 @@ def compile_case(device_name: str, case: Case) -> list[Compiled]:
     items = launches(case, DEVICES[device_name])
     seen, different = set(), []
     for item in items:
-        key = (item.kernel, *item.constants.items(), item.num_warps, item.num_stages)
+        tile = str(item.arguments['tile'])
+        key = (item.kernel, tile, *item.constants.items(), item.num_warps, item.num_stages)
         if key not in seen:
             seen.add(key)
             different.append(item)

@@ -118,8 +118,8 @@ def swap(cfg: 'Config', upsample_cfg: dict) -> tuple[dict, list[Change]]:
             if isinstance(part, dict) and 'type' in part and key != 'data_preprocessor'
         ]
         raise ToolError(
-            f'CONFIG: expected a model with one of {", ".join(guided_hosts())}, which upsample features; '
-            f'this {model.get("type")} has {", ".join(parts)}'
+            f'CONFIG: expected a model with one of {", ".join(guided_hosts())}, which upsample '
+            f'features; this {model.get("type")} has {", ".join(parts)}'
         )
     imports = cfg.get('custom_imports') or {}
     names = imports.get('imports', [])
