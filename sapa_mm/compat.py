@@ -84,7 +84,7 @@ def allow_mmengine_checkpoints() -> None:
     Needs mmengine. Runs at ``import sapa_mm`` where mmengine is installed, may be called again,
     prints nothing, and does nothing for torch before 2.6. ``weights_only`` stays on.
     """
-    if torch.__version__ >= (2, 6):
+    if torch.__version__ >= '2.6':  # compared as versions
         torch.serialization.add_safe_globals(_checkpoint_globals())
 
 

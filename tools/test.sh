@@ -6,7 +6,7 @@ if [ "${1:-}" = -h ] || [ "${1:-}" = --help ]; then
 usage: bash tools/test.sh [PYTEST_ARGUMENT ...]
 
 Installs the package, mmcv with its operators, mmsegmentation and mmdetection into .venv (or into
-the active environment), then runs ruff, codespell and the tests. From nothing this takes about
+the active environment), then runs ruff, codespell, mypy and the tests. From nothing this takes about
 half an hour on two cores, 6 minutes of it to build mmcv. With arguments, such as
 `tests/ops -k gradcheck`, only pytest runs.
 HELP
@@ -16,10 +16,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tools/_setup.sh
 install_everything seg,det,dev
 if [ $# -eq 0 ]; then
-    say "Checking style and spelling"
+    say "Checking style, spelling and types"
     "$PYTHON" -m ruff check .
     "$PYTHON" -m ruff format --check .
     "$PYTHON" -m codespell_lib
+    "$PYTHON" -m mypy
 fi
 say "Running the tests"
 # A file's tests share what they prepared, so a file stays with one process.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f'{name}: expected one of {", ".join(choices)}, got {value!r}')
 
 
-def _is_number(value: object, kinds: type | tuple[type, ...]) -> bool:
+def _is_number(value: object, kinds: type | tuple[type, ...]) -> TypeGuard[float]:
     """Return whether ``value`` is of ``kinds``; True and False, ints to Python, are not."""
     return isinstance(value, kinds) and not isinstance(value, bool)
 

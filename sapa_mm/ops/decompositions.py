@@ -7,7 +7,7 @@ keeps K values a pixel and channel at a time, those of one row of the window.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -97,7 +97,7 @@ def _pixels(x: Tensor) -> Tensor:
     return x.to(accumulation_dtype(x.dtype)).flatten(2).transpose(1, 2)
 
 
-def _as_map(pixels: Tensor, size: tuple[int, int], like: Tensor) -> Tensor:
+def _as_map(pixels: Tensor, size: Sequence[int], like: Tensor) -> Tensor:
     """Turn (N, Hg*Wg, C) into (N, C, Hg, Wg) in the dtype and memory format of ``like``."""
     last = is_channels_last(like)
     out = pixels.to(like.dtype).transpose(1, 2).unflatten(2, size)

@@ -1,5 +1,7 @@
 """These functions know the memory formats and dtypes of maps."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ def is_channels_last(x: Tensor) -> bool:
     return x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
 
 
-def empty_map(like: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
+def empty_map(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
     """Return an empty (N, channels, *size) of the memory format, dtype and device of ``like``."""
     last = is_channels_last(like)
     return torch.empty(

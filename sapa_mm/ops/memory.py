@@ -35,6 +35,7 @@ def prefer_huge_pages(x: Tensor) -> None:
     Args:
         x: A tensor that was just allocated and is contiguous in memory.
     """
-    if x.device.type == 'cpu' and x.nbytes >= LARGE_BYTES and _madvise():
+    advise = _madvise()
+    if x.device.type == 'cpu' and x.nbytes >= LARGE_BYTES and advise:
         start = -(-x.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        _madvise()(start, x.data_ptr() + x.nbytes - start, mmap.MADV_HUGEPAGE)
+        advise(start, x.data_ptr() + x.nbytes - start, mmap.MADV_HUGEPAGE)

@@ -1,6 +1,7 @@
 """A normalization turns similarity scores into weights over the window."""
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 NORMALIZATION_EPS = 1e-6
 
 # Each entry is h of the normalization h(s) / (sum h(s) + eps), and the derivative of h.
-_POSITIVE = {
+_POSITIVE: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     'sigmoid': (torch.sigmoid, lambda s: torch.sigmoid(s) * torch.sigmoid(-s)),
     'relu': (F.relu, lambda s: (s > 0).to(s.dtype)),
     # To be linear beyond 40 is exact in float64, beyond the default of 20 it is not.

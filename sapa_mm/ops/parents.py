@@ -3,6 +3,8 @@
 It is computed in integers: nearest interpolation, in floating point, misses it at some sizes.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -38,7 +40,7 @@ def are_symbols(*sizes: int) -> bool:
     return any(isinstance(size, torch.SymInt) for size in sizes)
 
 
-def upsample_parent(x: Tensor, size: tuple[int, int]) -> Tensor:
+def upsample_parent(x: Tensor, size: Sequence[int]) -> Tensor:
     """Upsample to nearest parents: every output pixel takes the value of its parent.
 
     Args:
@@ -53,7 +55,7 @@ def upsample_parent(x: Tensor, size: tuple[int, int]) -> Tensor:
     return _upsample_parent(x, 2, size)
 
 
-def _upsample_parent(x: Tensor, axis: int, size: tuple[int, int]) -> Tensor:
+def _upsample_parent(x: Tensor, axis: int, size: Sequence[int]) -> Tensor:
     """Do `upsample_parent` to a map with rows and columns on ``axis`` and the next one."""
     (height, width), (out_height, out_width) = x.shape[axis : axis + 2], size
     exact = not are_symbols(height, width, out_height, out_width)

@@ -6,6 +6,7 @@ and autograd differentiates it. For anything but a comparison use :mod:`sapa_mm.
 checks the inputs in full.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from .normalization import NORMALIZATION_EPS
 
-_POSITIVE = {
+_POSITIVE: dict[str, Callable[[Tensor], Tensor]] = {
     'sigmoid': torch.sigmoid,
     'relu': torch.relu,
     # Beyond the threshold it is linear: with the default of 20 it is off by 2e-9, with 40 exact.

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -26,6 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ..kernels import affiliation, assembly, launch, similarity
+from .arguments import positive
 from .output import markdown_table
 
 EPS = 1e-6
@@ -68,7 +69,7 @@ class Case(NamedTuple):
     every_entry: bool = False
 
 
-CASES = (
+CASES: tuple[Case, ...] = (
     Case(every_entry=True),
     Case(layout='nchw', every_entry=True),
     Case(torch.bfloat16),
@@ -135,9 +136,10 @@ def launches(case: Case, device: Device) -> list[launch.Launch]:
 
 def source(item: launch.Launch, backend: str) -> ASTSource:
     """What the compiler is given, specialized as at a launch."""
-    constants, hints = {}, {}
+    constants: dict[tuple[int, ...], object] = {}
+    hints: dict[tuple[int, ...], list[list]] = {}
 
-    def kind(value: object, path: tuple[int, ...], unspecialized: bool = False) -> object:
+    def kind(value: Any, path: tuple[int, ...], unspecialized: bool = False) -> Any:
         """The type of an argument, or of an element; its constants and hints are put down."""
         if isinstance(value, tuple):
             return type(value)(*(kind(x, (*path, i)) for i, x in enumerate(value)))
@@ -158,7 +160,7 @@ def source(item: launch.Launch, backend: str) -> ASTSource:
         constants[path] = value
         return 'constexpr'
 
-    signature = {}
+    signature: dict[str, Any] = {}
     for i, parameter in enumerate(item.kernel.params):
         if parameter.name in item.constants:
             constants[i,] = item.constants[parameter.name]
@@ -169,13 +171,20 @@ def source(item: launch.Launch, backend: str) -> ASTSource:
     return ASTSource(item.kernel, signature, constants, hints)
 
 
+def number(pattern: str, text: str) -> int:
+    """The number that a pattern's group finds in what a compiler printed."""
+    found = re.search(pattern, text)
+    if found is None:
+        raise RuntimeError(f'expected {pattern} in what the compiler printed, got {text[:200]!r}')
+    return int(found[1])
+
+
 def inspect(compiled: triton.compiler.CompiledKernel, backend: str) -> tuple[int, int, int, int]:
     """Registers of a thread, spilling instructions, those in loops, and matrix instructions."""
     if backend == 'hip':
         text = compiled.asm['amdgcn']
         used, spilled = (
-            int(re.search(rf'\.{name}:\s+(\d+)', text)[1])
-            for name in ('vgpr_count', 'vgpr_spill_count')
+            number(rf'\.{name}:\s+(\d+)', text) for name in ('vgpr_count', 'vgpr_spill_count')
         )
         return used, spilled, spilled, len(re.findall(r'\bv_mfma_', text))
     tool = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin' / 'cuobjdump'
@@ -191,7 +200,7 @@ def inspect(compiled: triton.compiler.CompiledKernel, backend: str) -> tuple[int
     spills = [at for at, text in lines if re.search(r'\b(STL|LDL)\b', text)]
     in_loops = [at for at in spills if any(first <= at <= last for first, last in jumps)]
     matrix = len(re.findall(r'\b(HMMA|HGMMA|UTCHMMA)\b', sass))
-    return int(re.search(r'REG:(\d+)', usage)[1]), len(spills), len(in_loops), matrix
+    return number(r'REG:(\d+)', usage), len(spills), len(in_loops), matrix
 
 
 def judge(device_name: str, case: Case, items: list[launch.Launch]) -> list[Compiled]:
@@ -214,11 +223,15 @@ def judge(device_name: str, case: Case, items: list[launch.Launch]) -> list[Comp
             faults.append(f'{shared} bytes of shared memory, {there} are there')
         if case.dtype.itemsize == 2 and not matrix:
             faults.append('no matrix instruction')
-        tile = launch.Tile(*(x.value for x in item.arguments['tile']))
-        blocks = {k: v for k, v in item.constants.items() if k.startswith('BLOCK')}
-        blocks = ' '.join(f'{k.removeprefix("BLOCK_")}{v}' for k, v in blocks.items())
-        tile = f'TILE_H{tile.height} TILE_W{tile.width} M{tile.queries} N{tile.keys}'
-        kernel = f'{item.kernel.__name__} {tile} {blocks} warps{item.num_warps}'
+        constants: Any = item.arguments['tile']
+        tile = launch.Tile(*(x.value for x in constants))
+        blocks = ' '.join(
+            f'{k.removeprefix("BLOCK_")}{v}'
+            for k, v in item.constants.items()
+            if k.startswith('BLOCK')
+        )
+        sizes = f'TILE_H{tile.height} TILE_W{tile.width} M{tile.queries} N{tile.keys}'
+        kernel = f'{item.kernel.__name__} {sizes} {blocks} warps{item.num_warps}'
         figures = (registers, spills, in_loops, shared, matrix)
         results.append(Compiled(device_name, kernel, label, *figures, tuple(faults)))
     return results
@@ -257,13 +270,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument(
         '--devices', nargs='+', default=list(DEVICES), choices=list(DEVICES), help='targets'
     )
-    parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='processes')
+    parser.add_argument('--jobs', type=positive, default=os.cpu_count(), help='processes')
     parser.add_argument(
         '--defaults', action='store_true', help='compile the first entry of each table alone'
     )
     options = parser.parse_args(argv)
-    if options.jobs < 1:
-        parser.error(f'argument --jobs: expected a positive int, got {options.jobs}')
     if os.environ.get('TRITON_INTERPRET') == '1':
         parser.error('nothing is compiled where TRITON_INTERPRET=1 is set: unset it')
     cases = CASES

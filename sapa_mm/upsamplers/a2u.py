@@ -141,11 +141,11 @@ class A2U(PairedUpsampler):
     def _filter(self, guide: Tensor, padded: Tensor, name: str) -> Tensor:
         """Compute U * y or V * y: (N, Cy * S, h, w), the S sets of a channel beside each other."""
         size, channels = self.encoder_kernel, self.guide_channels
-        options = {'stride': 2, 'padding': (size - 1) // 2}
+        padding = (size - 1) // 2
         encoder = getattr(self, f'encoder_{name}')
         if self.mode != 'dynamic':
             filters = encoder if self.channel_wise else encoder.repeat(channels, 1, 1, 1)
-            return F.conv2d(padded, filters, groups=channels, **options)
+            return F.conv2d(padded, filters, stride=2, padding=padding, groups=channels)
         filters = encoder(F.adaptive_avg_pool2d(guide, size))  # it is (N, S or Cy * S, k, k)
         if not self.channel_wise:
             filters = filters.repeat(1, channels, 1, 1)
@@ -153,7 +153,8 @@ class A2U(PairedUpsampler):
         batch = len(guide)
         images = padded.reshape(1, batch * channels, *padded.shape[2:])
         filters = filters.reshape(-1, 1, size, size)
-        out = F.conv2d(images.to(filters.dtype), filters, groups=batch * channels, **options)
+        images = images.to(filters.dtype)
+        out = F.conv2d(images, filters, stride=2, padding=padding, groups=batch * channels)
         return out.view(batch, -1, *out.shape[2:])
 
     def _project(self, guide: Tensor, encoding: Tensor, name: str) -> Tensor:

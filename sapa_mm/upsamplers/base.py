@@ -1,5 +1,7 @@
 """What the upsamplers share: channels, checks and initialization."""
 
+from collections.abc import Sequence
+
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor
@@ -106,7 +108,7 @@ class PairedUpsampler(Upsampler):
         return encoding
 
 
-def block_grid(size: tuple[int, int]) -> tuple[int, int]:
+def block_grid(size: Sequence[int]) -> tuple[int, int]:
     """Count the blocks of 2 x 2 pixels that cover a map of ``size``, down and across."""
     return -(-size[0] // 2), -(-size[1] // 2)
 
@@ -119,7 +121,7 @@ def pad_to_even(guide: Tensor) -> Tensor:
     return F.pad(guide, (0, width % 2, 0, height % 2))
 
 
-def fit_to_size(out: Tensor, size: tuple[int, int], ratio: int) -> Tensor:
+def fit_to_size(out: Tensor, size: Sequence[int], ratio: int) -> Tensor:
     """Fit what a layer with a fixed ratio gave to the guide's size.
 
     Args:

@@ -73,7 +73,7 @@ class IndexNet(PairedUpsampler):
 
         def encoder() -> nn.Sequential:
             width = hidden if nonlinear else out
-            layers = [
+            layers: list[nn.Module] = [
                 nn.Conv2d(
                     self.guide_channels, width, kernel_size, 2, padding, groups=groups, bias=False
                 )

@@ -145,8 +145,8 @@ class SAPA(Upsampler):
         gated = self.similarity == 'gated'
         if self.self_is_key:
             # It is LN(x) Wk + b again.
-            bias = self.key_proj.bias
-            return key if gated or bias is None else key - bias[:, None, None]
+            shift = self.key_proj.bias
+            return key if gated or shift is None else key - shift[:, None, None]
         projections = {'separate': 'self_proj', 'key': 'key_proj', 'query': 'query_proj'}
         projection = getattr(self, projections[self.self_projection])
         features = normalized if self.self_input == 'normalized' else x

@@ -31,7 +31,7 @@ BORDERS = ('zero', 'mask')
 NORM_EPS = 1e-4
 
 
-def _inside(size: tuple[int, int], high_size: tuple[int, int], kernel_size: int, like: Tensor):
+def _inside(size: Sequence[int], high_size: Sequence[int], kernel_size: int, like: Tensor):
     """Find which window positions lie in the image: bool (1, K*K, Hg, Wg)."""
     ones = torch.ones(1, 1, *size, device=like.device)
     inside = F.unfold(ones, kernel_size, padding=kernel_size // 2).unflatten(2, size)
@@ -55,7 +55,7 @@ class Assignment(NamedTuple):
     """
 
     weights: Tensor
-    size: tuple[int, int]
+    size: tuple[int, ...]
 
     @property
     def kernel_size(self) -> int:

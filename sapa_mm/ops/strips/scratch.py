@@ -25,7 +25,8 @@ class Scratch:
         self._taken: set[str] = set()
         self._fills = (
             torch.are_deterministic_algorithms_enabled()
-            and torch.utils.deterministic.fill_uninitialized_memory
+            # torch makes this module's attributes at run time, out of a type checker's sight.
+            and torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
         )
 
     def take(self, name: str, *shape: int) -> Tensor:

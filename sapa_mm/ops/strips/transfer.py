@@ -47,8 +47,8 @@ def load_pixels(strip: Strip, name: str, source: Tensor, padding: int = 0) -> Te
         pixels = pixels.unflatten(2, (height, sy)).permute(0, 2, 3, 4, 1)
         cells.unflatten(2, (sy, width * sx)).copy_(pixels)
     else:
-        places = strip.places_of_pixels
-        cells[(slice(None), *places)] = pixels.permute(0, 2, 3, 1).to(out.dtype)
+        places = (slice(None), *strip.places_of_pixels)
+        cells[places] = pixels.permute(0, 2, 3, 1).to(out.dtype)
     return out
 
 
@@ -74,7 +74,8 @@ def store_pixels(strip: Strip, pixels: Tensor, target: Tensor) -> None:
         place = place.unflatten(2, (strip.cells[0], sy))
         place.copy_(cells.unflatten(2, (sy, width * sx)).permute(0, 4, 1, 2, 3))
     else:
-        place.copy_(cells[(slice(None), *strip.places_of_pixels)].permute(0, 3, 1, 2))
+        places = (slice(None), *strip.places_of_pixels)
+        place.copy_(cells[places].permute(0, 3, 1, 2))
 
 
 def store_weights(strip: Strip, weights: Tensor, target: Tensor) -> None:
