@@ -1,20 +1,71 @@
-"""The whole models that `benchmark.py --models` compares."""
+"""The comparison of whole models."""
 
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-import sapa_mm  # noqa: F401  registers what configs name
-
-from ..complexity.count import build, count
+from ..complexity.count import Complexity, blank_sample, build, count
 from ..configs import read_config, reason
 from ..errors import ToolError
 from ..output import markdown_table
 from .report import milliseconds
+from .rows import ModelRow
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+
+def prediction(cfg: 'Config', images: Tensor) -> Callable[[], object]:
+    """Build a model and return the call that predicts from images, with all that is behind it.
+
+    Args:
+        cfg: Config of the model, which gets random weights.
+        images: (N, 3, H, W) on the device where the model is to run.
+    """
+    samples = None
+    if cfg.default_scope == 'mmdet':
+        height, width = images.shape[2:]
+        samples = [blank_sample('mmdet', (height, width)) for _ in images]
+    return partial(build(cfg).to(images.device), images, samples, mode='predict')
+
+
+def time_in_turns(
+    names: Sequence[str],
+    calls: Sequence[Callable[[], object]],
+    rounds: int,
+    seconds: Callable[[Callable[[], object]], tuple[float, float]],
+) -> list[list[float]]:
+    """Time calls in turns, after a round that warms up.
+
+    Args:
+        names: What messages call them.
+        calls: The calls.
+        rounds: Timed rounds.
+        seconds: What times a call: returns its seconds, and those to launch it.
+
+    Returns:
+        The seconds of every round, for each call.
+
+    Raises:
+        ToolError: A call failed.
+    """
+    times: list[list[float]] = [[] for _ in calls]
+    for i in range(rounds + 1):
+        for name, call, taken in zip(names, calls, times, strict=True):
+            try:
+                found, _ = seconds(call)
+            except Exception as error:  # whatever it is: the model is the user's
+                raise ToolError(f'{name}: {reason(error)}') from error
+            if i:
+                taken.append(found)
+            print(f'[{i}/{rounds}] {name}', file=sys.stderr, flush=True)
+    return times
 
 
 def compare(
@@ -24,7 +75,7 @@ def compare(
     rounds: int,
     device: torch.device,
     seconds: Callable[[Callable[[], object]], tuple[float, float]],
-) -> list[dict]:
+) -> list[ModelRow]:
     """Time the predictions of models in turns, from the images to the classes, and count them.
 
     Args:
@@ -32,8 +83,8 @@ def compare(
         size: (H, W) of the images.
         batch: Images of a call.
         rounds: Timed rounds.
-        device: Where.
-        seconds: Times a call.
+        device: Where the models run.
+        seconds: What times a call: returns its seconds, and those to launch it.
 
     Returns:
         A row for each.
@@ -43,55 +94,40 @@ def compare(
     """
     configs = [read_config(name) for name in names]
     images = torch.randn(batch, 3, *size, device=device)
-    counted, calls = [], []
+    counted: list[Complexity] = []
+    calls: list[Callable[[], object]] = []
     for name, cfg in zip(names, configs, strict=True):
         try:
             counted.append(count(cfg, size))
-            samples = None
-            if cfg.default_scope == 'mmdet':
-                from mmdet.structures import DetDataSample
-
-                shapes = ('ori_shape', 'img_shape', 'pad_shape', 'batch_input_shape')
-                meta = {**dict.fromkeys(shapes, size), 'scale_factor': (1.0, 1.0)}
-                samples = [DetDataSample(metainfo=meta) for _ in range(batch)]
-            calls.append(partial(build(cfg).to(device), images, samples, mode='predict'))
-        except Exception as error:  # of whatever kind: the model is the user's
+            calls.append(prediction(cfg, images))
+        except Exception as error:  # whatever it is: the model is the user's
             raise ToolError(f'{name}: {reason(error)}') from error
-    times: list[list[float]] = [[] for _ in calls]
     with torch.no_grad():
-        for i in range(rounds + 1):
-            for name, call, taken in zip(names, calls, times, strict=True):
-                try:
-                    found, _ = seconds(call)
-                except Exception as error:
-                    raise ToolError(f'{name}: {reason(error)}') from error
-                if i:  # the first round warms up
-                    taken.append(found)
-                print(f'[{i}/{rounds}] {name}', file=sys.stderr, flush=True)
+        times = time_in_turns(names, calls, rounds, seconds)
     return [
-        {
-            'config': name,
-            'parameters': found.params,
-            'flops': found.flops,
-            'ms': 1e3 * statistics.median(taken),
-            'ms_min_max': [1e3 * min(taken), 1e3 * max(taken)],
-            'time_over_first': statistics.median(
+        ModelRow(
+            config=name,
+            parameters=found.params,
+            flops=found.flops,
+            ms=1e3 * statistics.median(taken),
+            ms_min_max=(1e3 * min(taken), 1e3 * max(taken)),
+            time_over_first=statistics.median(
                 t / first for t, first in zip(taken, times[0], strict=True)
             ),
-            'flops_over_first': found.flops / counted[0].flops,
-        }
+            flops_over_first=found.flops / counted[0].flops,
+        )
         for name, found, taken in zip(names, counted, times, strict=True)
     ]
 
 
-def table(rows: Sequence[dict]) -> str:
-    """The rows in Markdown."""
+def table(rows: Sequence[ModelRow]) -> str:
+    """Return the rows in Markdown."""
     cells = [
         [
-            Path(row['config']).stem,
-            f'{row["parameters"]:,}',
-            f'{row["flops"] / 1e9:.1f} ({row["flops_over_first"]:.2f}x)',
-            f'{milliseconds(row["ms"])} ({row["time_over_first"]:.2f}x)',
+            Path(row.config).stem,
+            f'{row.parameters:,}',
+            f'{row.flops / 1e9:.1f} ({row.flops_over_first:.2f}x)',
+            f'{milliseconds(row.ms)} ({row.time_over_first:.2f}x)',
         ]
         for row in rows
     ]

@@ -13,31 +13,27 @@ beside them. Its exit status is 1 if a cell differs from the paper's and no note
 import argparse
 import contextlib
 import dataclasses
-import importlib.util
 import itertools
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from ..arguments import output_file, positive
 from ..configs import package_folder, read_config, reason
 from ..errors import ToolError
-from ..output import markdown_table, write_json, write_text
+from ..output import write_json, write_text
+from .report import model_section, size_text, table_section
 
 if TYPE_CHECKING:  # importing the frameworks takes seconds: not before the arguments are checked
     from mmengine.config import Config
 
     from .count import Complexity
-    from .tables import Cell, Table
+    from .tables import Table
 
-# Tables, and the frameworks that each needs.
+# Every table needs these frameworks.
 TABLES = {'ade20k': ('mmseg', 'mmdet'), 'coco': ('mmdet',), 'ops': ()}
-REQUIRED = {
-    'mmengine': 'pip install mmengine==0.10.7',
-    'sapa_mm': 'pip install -e . in its checkout',
-}
 DISTRIBUTIONS = ('torch', 'mmengine', 'mmsegmentation', 'mmdet', 'sapa_mm')
 
 EPILOG = """\
@@ -51,11 +47,11 @@ CONFIG is a path or the name of a config that a framework installs:
 
 @dataclasses.dataclass
 class Job:
-    """A model to count.
+    """A `Job` is a model to count.
 
     Attributes:
         name: CONFIG as it was given.
-        cfg: Read from there.
+        cfg: The config that was read from there.
         size: (H, W) of the image, padded.
     """
 
@@ -65,7 +61,7 @@ class Job:
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
-    """The options."""
+    """Make the parser of the options."""
     parser = argparse.ArgumentParser(
         prog,
         description=__doc__,
@@ -95,8 +91,8 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def is_size(value: object) -> bool:
-    """Whether this is a pair of positive ints."""
+def is_size(value: object) -> TypeGuard[Sequence[int]]:
+    """Return whether this is a pair of positive ints."""
     return (
         isinstance(value, Sequence)
         and len(value) == 2
@@ -104,19 +100,19 @@ def is_size(value: object) -> bool:
     )
 
 
-def config_size(cfg: dict) -> tuple[int, int] | None:
-    """(H, W) of the image that a config is about; None if it does not say."""
+def config_size(cfg: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return (H, W) of the image that a config is about; None if it does not say."""
     if cfg['default_scope'] == 'mmseg':
         preprocessor = cfg['model'].get('data_preprocessor') or {}
         for size in (preprocessor.get('size'), cfg.get('crop_size')):
             if is_size(size):
-                return tuple(size)
+                return size[0], size[1]
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     for transform in cfg.get('test_pipeline') or dataset.get('pipeline') or []:
         scale = transform.get('scale')
         if is_size(scale):
-            # (W, H); where the ratio is kept, the bounds of the longer and the shorter side.
-            return (min(scale), max(scale)) if transform.get('keep_ratio') else tuple(scale)[::-1]
+            # It is (W, H); where the ratio is kept, it bounds the longer and the shorter side.
+            return (min(scale), max(scale)) if transform.get('keep_ratio') else (scale[1], scale[0])
     return None
 
 
@@ -136,91 +132,12 @@ def read_job(name: str, shape: Sequence[int] | None) -> Job:
         raise ToolError(f'CONFIG: {name} names no size of its images; give --shape H W')
     preprocessor = cfg.model.get('data_preprocessor') or {}
     divisor = preprocessor.get('pad_size_divisor', 1)
-    return Job(name, cfg, tuple(-(-n // divisor) * divisor for n in size))
-
-
-def size_text(size: Sequence[int]) -> str:
-    """Format a size: ``16 x 32``."""
-    return ' x '.join(map(str, size))
-
-
-def giga(flops: int) -> str:
-    """Format FLOPs as GFLOPs, with four digits or more."""
-    return f'{flops / 1e9:.2f}' if flops >= 10**10 else f'{flops / 1e9:#.4g}'
-
-
-def model_lines(name: str, found: 'Complexity') -> list[str]:
-    """Markdown of what was counted of a model."""
-    lines = [f'## {name}', '', f'{found.model}, image {size_text(found.shape)}']
-    if found.proposals is not None:
-        lines[-1] += f', {found.proposals} proposals'
-    rows = [('model', f'{found.params:,}', giga(found.flops))]
-    if found.steps:
-        params = sum(step.params for step in found.steps)
-        rows.append(('in it: upsampling', f'{params:,}', giga(sum(s.flops for s in found.steps))))
-    lines += ['', markdown_table(('', 'parameters', 'GFLOPs'), rows, texts=1, pad=True), '']
-    if found.steps:
-        rows = []
-        for step in found.steps:
-            low, high = (
-                ', '.join(dict.fromkeys(map(size_text, sizes))) or 'not called'
-                for sizes in (zip(*step.sizes, strict=True) if step.sizes else ((), ()))
-            )
-            flops = giga(step.flops) + ('' if step.exact else ' *')
-            title = ' '.join(filter(None, (step.host, step.name)))
-            rows.append((title, step.kind, low, high, f'{step.params:,}', flops))
-        head = ('step', 'upsampler', 'from', 'to', 'parameters', 'GFLOPs')
-        lines += [markdown_table(head, rows, texts=2, pad=True), '']
-        if not all(step.exact for step in found.steps):
-            lines += ['\\* Counted by mmengine: the upsampler has no method `flops`.', '']
-    if found.uncounted:
-        listed = ', '.join(f'{op} ({number})' for op, number in found.uncounted.items())
-        lines += [f'Not counted, with how often they ran: {listed}.', '']
-    return lines
-
-
-def cell_texts(cell: 'Cell') -> tuple[str, str, str]:
-    """The computed figure, the paper's and the difference."""
-    whole = cell.unit == 1
-    computed = f'{cell.computed:,}' if whole else f'{cell.computed / cell.unit:.4f}'
-    if cell.paper is None:
-        return computed, '-', '-'
-    digits = 0 if whole and not cell.suffix else cell.decimals + 2
-    return computed, cell.paper, f'{cell.difference:+,.{digits}f}{cell.suffix}'
-
-
-def table_lines(table: 'Table') -> list[str]:
-    """Markdown of a table beside the paper's."""
-    notes: dict[str, int] = {}
-    rows = []
-    for labels, cells in table.rows:
-        row, marks = list(labels), []
-        for cell in cells:
-            row += cell_texts(cell)
-            if cell.note:
-                marks.append(f'({notes.setdefault(cell.note, len(notes) + 1)})')
-            elif cell.agrees is False:
-                marks.append('differs')
-        rows.append([*row, ' '.join(marks)])
-    kinds = [cell.kind for cell in table.rows[0][1]]
-    columns = itertools.chain.from_iterable((kind, 'paper', 'difference') for kind in kinds)
-    head = (*table.labels, *columns, 'note')
-    lines = [
-        f'## {table.title}',
-        '',
-        markdown_table(head, rows, texts=len(table.labels), pad=True),
-        '',
-    ]
-    verdicts = [cell.agrees for _, cells in table.rows for cell in cells if cell.paper]
-    equal = f'{sum(verdicts)} of {len(verdicts)} figures'
-    lines += [f"{equal} are the paper's, at its precision.", '']
-    for note, number in notes.items():
-        lines += [f'({number}) {note}', '']
-    return lines
+    height, width = (-(-n // divisor) * divisor for n in size)
+    return Job(name, cfg, (height, width))
 
 
 def versions() -> dict[str, str]:
-    """Of what the figures depend on, as far as it is installed."""
+    """Return the versions of what the figures depend on, as far as it is installed."""
     found = {}
     for name in DISTRIBUTIONS:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -228,8 +145,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def table_record(name: str, table: 'Table') -> dict:
-    """What the JSON holds of a table."""
+def table_record(name: str, table: 'Table') -> dict[str, object]:
+    """Return what the JSON holds of a table.
+
+    Args:
+        name: Name of the table in `TABLES`.
+        table: The table.
+    """
     rows = [
         {
             **dict(zip(table.labels, labels, strict=True)),
@@ -243,6 +165,16 @@ def table_record(name: str, table: 'Table') -> dict:
     return {'table': name, 'title': table.title, 'rows': rows}
 
 
+def unexplained(table: 'Table') -> list[str]:
+    """Name every cell of a table that differs from the paper's without a note."""
+    return [
+        f'{", ".join(labels)}: {cell.kind} differ from the paper'
+        for labels, cells in table.rows
+        for cell in cells
+        if cell.agrees is False and not cell.note
+    ]
+
+
 def parse(
     argv: Sequence[str] | None, prog: str | None = None
 ) -> tuple[argparse.Namespace, list[Job]]:
@@ -254,9 +186,6 @@ def parse(
     if options.shape and not options.configs:
         parser.error('argument --shape: expected a CONFIG with it; the tables have their own sizes')
     try:
-        for package, command in REQUIRED.items():
-            if importlib.util.find_spec(package) is None:
-                raise ToolError(f'{package} is not installed: {command}')
         for package in itertools.chain.from_iterable(TABLES[name] for name in options.table):
             package_folder(package)
         return options, [read_job(name, options.shape) for name in options.configs]
@@ -264,53 +193,60 @@ def parse(
         parser.error(str(error))
 
 
+def count_job(job: Job) -> 'Complexity':
+    """Count a model.
+
+    Raises:
+        SystemExit: It cannot be built or run; the message says why.
+    """
+    from .count import count
+
+    try:
+        return count(job.cfg, job.size)
+    except Exception as error:  # whatever it is: the model is the user's
+        size = size_text(job.size)
+        raise SystemExit(
+            f'{job.name} cannot be built, or cannot run at {size}: {reason(error)}'
+        ) from error
+
+
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Count, print, and write the files.
+
+    Args:
+        argv: The arguments. Default: those of this process.
+        prog: What the user calls it. Default: this process's script.
 
     Returns:
         Exit status: 1 if a cell of a table differs from the paper's without a note.
     """
     warnings.filterwarnings('ignore', 'pkg_resources', UserWarning)  # mmengine's
     options, jobs = parse(argv, prog)
-    from .count import count
+    sections: list[str] = []
+    models: list[dict[str, object]] = []
+    records: list[dict[str, object]] = []
+    differing: list[str] = []
 
-    text = ''
-    record = {'versions': versions(), 'models': [], 'tables': []}
-
-    def show(lines: list[str]) -> None:
-        nonlocal text
-        text += '\n'.join(lines) + '\n'
-        print('\n'.join(lines), flush=True)
+    def show(section: str) -> None:
+        sections.append(section)
+        print(section, flush=True)
 
     for i, job in enumerate(jobs, 1):
         print(f'[{i}/{len(jobs)}] {job.name} runs on the CPU', file=sys.stderr, flush=True)
-        try:
-            found = count(job.cfg, job.size)
-        except Exception as error:  # of whatever kind: the model is the user's
-            size = size_text(job.size)
-            raise SystemExit(
-                f'{job.name} cannot be built, or cannot run at {size}: {reason(error)}'
-            ) from error
-        show(model_lines(job.name, found))
-        record['models'].append({'config': job.name, **dataclasses.asdict(found)})
-
-    unexplained = []
+        found = count_job(job)
+        show(model_section(job.name, found))
+        models.append({'config': job.name, **dataclasses.asdict(found)})
     if options.table:
         from . import tables
     for name in dict.fromkeys(options.table):
         for table in getattr(tables, name)():
-            show(table_lines(table))
-            record['tables'].append(table_record(name, table))
-            unexplained += [
-                f'{", ".join(labels)}: {cell.kind} differ from the paper'
-                for labels, cells in table.rows
-                for cell in cells
-                if cell.agrees is False and not cell.note
-            ]
+            show(table_section(table))
+            records.append(table_record(name, table))
+            differing += unexplained(table)
     if options.json:
-        write_json(options.json, record)
+        write_json(options.json, {'versions': versions(), 'models': models, 'tables': records})
     if options.markdown:
-        write_text(options.markdown, text)
-    for line in unexplained:
+        write_text(options.markdown, ''.join(f'{section}\n' for section in sections))
+    for line in differing:
         print(line, file=sys.stderr)
-    return int(bool(unexplained))
+    return int(bool(differing))

@@ -13,16 +13,17 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-import sapa_mm  # noqa: F401  registers what configs name
 from sapa_mm.upsamplers import SingleInputUpsampler
 
 Size = tuple[int, int]
@@ -30,15 +31,15 @@ Size = tuple[int, int]
 
 @dataclasses.dataclass
 class Step:
-    """An upsampling step: a module among the ``upsamplers`` of a host.
+    """A `Step` is an upsampling step: a module among the ``upsamplers`` of a host.
 
     Attributes:
         host: Path of the host in the model, such as ``'decode_head'``.
-        name: Of the step, such as ``'c4_c3'``.
+        name: Name of the step, such as ``'c4_c3'``.
         kind: Type of the upsampler, with what names its variant.
         sizes: (H, W) of x and (Hg, Wg) of the guide, in every call.
         params: Parameters.
-        flops: Multiply-adds of one image, in all calls; None while nobody counted them.
+        flops: Multiply-adds of one image, in all calls; 0 until they are counted.
         exact: Whether they are the upsampler's own figure rather than mmengine's.
     """
 
@@ -47,21 +48,21 @@ class Step:
     kind: str
     sizes: list[tuple[Size, Size]]
     params: int
-    flops: int | None
+    flops: int
     exact: bool
 
     @property
     def path(self) -> str:
-        """Of the upsampler in the model."""
+        """Path of the upsampler in the model."""
         return '.'.join([*filter(None, [self.host]), 'upsamplers', self.name])
 
 
 @dataclasses.dataclass
 class Complexity:
-    """Of a model that takes one image.
+    """A `Complexity` is what was counted of a model that takes one image.
 
     Attributes:
-        model: Its type.
+        model: Type of the model.
         shape: (C, H, W) of the image.
         params: Parameters, without those of auxiliary heads.
         flops: Multiply-adds.
@@ -81,12 +82,12 @@ class Complexity:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Number of parameters, shared ones once."""
+    """Count the parameters, shared ones once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def describe(upsampler: nn.Module) -> str:
-    """Type of an upsampler, and its variant if it has one: ``'SAPA gated'``."""
+    """Name the type of an upsampler, and its variant if it has one: ``'SAPA gated'``."""
     if isinstance(upsampler, SingleInputUpsampler):
         layer = upsampler.layer
         return layer.mode if isinstance(layer, nn.Upsample) else type(layer).__name__
@@ -94,16 +95,16 @@ def describe(upsampler: nn.Module) -> str:
     return ' '.join([type(upsampler).__name__, *(o for o in options if isinstance(o, str))])
 
 
-def find_steps(model: nn.Module) -> list[tuple[Step, nn.Module]]:
-    """Every step of a model, not yet counted, and its upsampler."""
-    found = []
+def find_steps(model: nn.Module) -> list[tuple[Step, Any]]:
+    """Return every step of a model, not yet counted, and its upsampler, an `nn.Module`."""
+    found: list[tuple[Step, Any]] = []
     for path, host in model.named_modules():
         upsamplers = getattr(host, 'upsamplers', None)
         if isinstance(upsamplers, nn.ModuleDict):
             for name, upsampler in upsamplers.items():
                 params = count_parameters(upsampler)
                 exact = hasattr(upsampler, 'flops')
-                step = Step(path, name, describe(upsampler), [], params, None, exact)
+                step = Step(path, name, describe(upsampler), [], params, 0, exact)
                 found.append((step, upsampler))
     return found
 
@@ -119,11 +120,13 @@ def recording(model: nn.Module) -> Iterator[list[Step]]:
     handles = []
     for step, upsampler in steps:
 
-        def record(module: nn.Module, args: tuple, kwargs: dict, step: Step = step) -> None:
+        def record(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], step: Step = step
+        ) -> None:
             x, guide, *_ = inspect.signature(module.forward).bind(*args, **kwargs).args
+            (low_h, low_w), (high_h, high_w) = x.shape[2:], guide.shape[2:]
             # In a trace a size is a tensor.
-            low, high = (tuple(int(n) for n in tensor.shape[2:]) for tensor in (x, guide))
-            step.sizes.append((low, high))
+            step.sizes.append(((int(low_h), int(low_w)), (int(high_h), int(high_w))))
 
         handles.append(upsampler.register_forward_pre_hook(record, with_kwargs=True))
     try:
@@ -137,7 +140,7 @@ def recording(model: nn.Module) -> Iterator[list[Step]]:
 
 
 class Pass(nn.Module):
-    """The forward pass that is counted: backbone, neck and heads, nothing behind them.
+    """A `Pass` is the forward pass that is counted: backbone, neck and heads, nothing behind them.
 
     That is what ``get_flops.py`` of mmsegmentation and mmdetection count. Unlike the former it
     knows mask classification heads, which want data samples; unlike the latter, which takes what
@@ -151,9 +154,9 @@ class Pass(nn.Module):
 
     def __init__(self, model: nn.Module, size: Size):
         super().__init__()
+        self.model: Any = model
         if getattr(model, 'auxiliary_head', None) is not None:
-            model.auxiliary_head = None
-        self.model = model
+            self.model.auxiliary_head = None
         self.size = size
         self.proposals = self._fix_proposals()
         for step, upsampler in find_steps(self):
@@ -161,7 +164,11 @@ class Pass(nn.Module):
                 upsampler.encode = self._attribute(upsampler.encode, step.path)
 
     def _fix_proposals(self) -> int | None:
-        """Let a region proposal network propose whole images; returns how many, None without it."""
+        """Let a region proposal network propose whole images.
+
+        Returns:
+            How many it proposes; None without such a network.
+        """
         rpn = getattr(self.model, 'rpn_head', None)
         if rpn is None:
             return None
@@ -173,7 +180,7 @@ class Pass(nn.Module):
         number, predict = rpn.test_cfg['max_per_img'], rpn.predict
         boxes = torch.tensor([[0.0, 0.0, *self.size[::-1]]]).repeat(number, 1)
 
-        def predict_fixed(*args: object, **kwargs: object) -> list[InstanceData]:
+        def predict_fixed(*args: Any, **kwargs: Any) -> list[InstanceData]:
             predict(*args, **kwargs)
             return [InstanceData(bboxes=boxes, scores=torch.ones(number))]
 
@@ -181,10 +188,10 @@ class Pass(nn.Module):
         return number
 
     @staticmethod
-    def _attribute(method: Callable, path: str) -> Callable:
+    def _attribute(method: Callable[..., Any], path: str) -> Callable[..., Any]:
         """Attribute what a method runs to the module at ``path``, as mmengine does with calls."""
 
-        def attributed(*args: object, **kwargs: object) -> object:
+        def attributed(*args: Any, **kwargs: Any) -> Any:
             trace = torch._C._get_tracing_state()
             trace.push_scope(path)
             result = method(*args, **kwargs)
@@ -193,17 +200,12 @@ class Pass(nn.Module):
 
         return attributed
 
-    def _samples(self) -> list:
-        """A data sample without annotations."""
-        if DefaultScope.get_current_instance().scope_name == 'mmdet':
-            from mmdet.structures import DetDataSample as Sample
-        else:
-            from mmseg.structures import SegDataSample as Sample
-        names = ('ori_shape', 'img_shape', 'pad_shape', 'batch_input_shape')
-        return [Sample(metainfo={**dict.fromkeys(names, self.size), 'scale_factor': (1.0, 1.0)})]
+    def _samples(self) -> list[BaseDataElement]:
+        """Make the data samples of the batch: one without annotations."""
+        return [blank_sample(DefaultScope.get_current_instance().scope_name, self.size)]
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Run the model on ``image`` (1, C, H, W); returns all tensors among the results."""
+        """Run the model on ``image`` (1, C, H, W) and return all tensors among the results."""
         head = getattr(self.model, 'decode_head', None)
         if head is not None and takes(head, 'batch_data_samples'):
             results = head(self.model.extract_feat(image), self._samples())
@@ -214,40 +216,55 @@ class Pass(nn.Module):
         return [leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)]
 
 
+def blank_sample(scope: str, size: Size) -> BaseDataElement:
+    """Make a data sample without annotations.
+
+    Args:
+        scope: ``'mmseg'`` or ``'mmdet'``, whose sample it is.
+        size: (H, W) of the image.
+    """
+    if scope == 'mmdet':
+        from mmdet.structures import DetDataSample as Sample
+    else:
+        from mmseg.structures import SegDataSample as Sample
+    names = ('ori_shape', 'img_shape', 'pad_shape', 'batch_input_shape')
+    return Sample(metainfo={**dict.fromkeys(names, size), 'scale_factor': (1.0, 1.0)})
+
+
 def takes(module: nn.Module, argument: str) -> bool:
-    """Whether a module's forward has this argument."""
+    """Return whether a module's forward has this argument."""
     return argument in inspect.signature(module.forward).parameters
 
 
-def product_flops(inputs: list, outputs: list) -> int:
-    """Multiply-adds of ``baddbmm``: (B, M, K) times (B, K, N)."""
+def product_flops(inputs: list[Any], outputs: list[Any]) -> int:
+    """Count the multiply-adds of ``baddbmm``: (B, M, K) times (B, K, N)."""
     return math.prod(outputs[0].type().sizes()) * inputs[1].type().sizes()[-1]
 
 
-def attention_flops(inputs: list, outputs: list) -> int:
-    """Multiply-adds of ``scaled_dot_product_attention``: query times key, and that times value."""
+def attention_flops(inputs: list[Any], outputs: list[Any]) -> int:
+    """Count those of ``scaled_dot_product_attention``: query times key, and that times value."""
     query, key, value = (value.type().sizes() for value in inputs[:3])
     return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
-def similarity_flops(inputs: list, outputs: list) -> int:
-    """Multiply-adds of ``local_similarity``: D for every score."""
+def similarity_flops(inputs: list[Any], outputs: list[Any]) -> int:
+    """Count the multiply-adds of ``local_similarity``: D for every score."""
     return math.prod(outputs[0].type().sizes()) * inputs[0].type().sizes()[1]
 
 
-def assembly_flops(inputs: list, outputs: list) -> int:
-    """Multiply-adds of ``assemble``: K * K for every value."""
+def assembly_flops(inputs: list[Any], outputs: list[Any]) -> int:
+    """Count the multiply-adds of ``assemble``: K * K for every value."""
     return math.prod(outputs[0].type().sizes()) * inputs[2].toIValue() ** 2
 
 
-def affiliation_flops(inputs: list, outputs: list) -> int:
-    """Multiply-adds of ``point_affiliation``: K * K (D + C) for every pixel."""
+def affiliation_flops(inputs: list[Any], outputs: list[Any]) -> int:
+    """Count the multiply-adds of ``point_affiliation``: K * K (D + C) for every pixel."""
     batch, channels, height, width = outputs[0].type().sizes()
     dims = inputs[0].type().sizes()[1] + channels
     return batch * height * width * inputs[3].toIValue() ** 2 * dims
 
 
-# What mmengine does not count.
+# mmengine does not count these operators.
 PRODUCTS = {
     'aten::baddbmm': product_flops,
     'aten::scaled_dot_product_attention': attention_flops,
@@ -258,7 +275,7 @@ PRODUCTS = {
 
 
 def input_channels(model: nn.Module) -> int:
-    """Channels of the image: of what the first convolution takes."""
+    """Return the channels of the image: those that the first convolution takes."""
     convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
     return next((conv.in_channels for conv in convs), 3)
 
@@ -266,7 +283,7 @@ def input_channels(model: nn.Module) -> int:
 def build(cfg: Config) -> nn.Module:
     """Build the model of a config, with random weights, for inference."""
     with DefaultScope.overwrite_default_scope(cfg.default_scope), warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of the frameworks, about losses and older versions
+        warnings.simplefilter('ignore')  # the frameworks warn about losses and older versions
         # A segmentor writes into what it is built from.
         return revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model))).eval()
 
@@ -275,7 +292,7 @@ def count(cfg: Config, size: Size) -> Complexity:
     """Build the model of a config and count it.
 
     Args:
-        cfg: Of a model of mmsegmentation or mmdetection. Weights are not read or downloaded.
+        cfg: Config of a model of mmsegmentation or mmdetection. Weights are not read or downloaded.
         size: (H, W) of the image.
 
     Returns:

@@ -7,6 +7,8 @@ and configs in configs/_base_; the constants are the papers' cells.
 import copy
 import dataclasses
 import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -16,11 +18,14 @@ from torch import nn
 from sapa_mm.upsamplers import build_upsampler
 
 from ..configs import own_configs
+from ..presets import upsampler_config
 from .count import Size, count_parameters, find_steps, recording, takes
+
+UpsamplerCfg = dict[str, Any]
 
 BASE = own_configs() / '_base_'
 SUFFIXES = {'K': 10**3, 'M': 10**6}
-# Kinds of figures, and what they are counted in.
+# Every kind of figures is counted in this unit.
 UNITS = {
     'GFLOPs': 10**9,
     'M parameters': 10**6,
@@ -38,7 +43,7 @@ G_NOTE = (
 
 @dataclasses.dataclass
 class Cell:
-    """A figure of a table.
+    """A `Cell` is a figure of a table.
 
     Attributes:
         kind: Key of `UNITS`.
@@ -54,43 +59,51 @@ class Cell:
 
     @property
     def suffix(self) -> str:
-        """The K or M behind the paper's figure, if there is one."""
+        """Return the K or M behind the paper's figure, if there is one."""
         return self.paper[-1] if self.paper and self.paper[-1] in SUFFIXES else ''
 
     @property
     def unit(self) -> int:
-        """What figures of this kind are counted in."""
+        """Return what figures of this kind are counted in."""
         return UNITS[self.kind]
 
     @property
     def scaled(self) -> float:
-        """The computed figure in what the paper counts in."""
+        """Return the computed figure in what the paper counts in."""
         return self.computed / SUFFIXES.get(self.suffix, self.unit)
 
     @property
     def printed(self) -> float | None:
-        """The paper's figure; None if it has none."""
-        return self.paper and float(self.paper.removesuffix(self.suffix).replace(',', ''))
+        """Return the paper's figure; None if it has none."""
+        if self.paper is None:
+            return None
+        return float(self.paper.removesuffix(self.suffix).replace(',', ''))
 
     @property
     def difference(self) -> float | None:
-        """The computed figure less the paper's, in what the paper counts in."""
-        return None if self.paper is None else self.scaled - self.printed
+        """Return the computed figure less the paper's, in what the paper counts in."""
+        return None if self.printed is None else self.scaled - self.printed
 
     @property
     def decimals(self) -> int:
-        """How many the paper's figure has."""
+        """Return how many decimals the paper's figure has."""
         return len((self.paper or '').removesuffix(self.suffix).partition('.')[2])
 
     @property
     def agrees(self) -> bool | None:
-        """Whether the two are equal at the paper's precision."""
-        return self.paper and f'{self.scaled:,.{self.decimals}f}{self.suffix}' == self.paper
+        """Return whether the two are equal at the paper's precision; None without the paper's."""
+        if self.paper is None:
+            return None
+        return f'{self.scaled:,.{self.decimals}f}{self.suffix}' == self.paper
+
+
+# A row has its names and its cells.
+TableRow = tuple[tuple[str, ...], list[Cell]]
 
 
 @dataclasses.dataclass
 class Table:
-    """A table.
+    """A `Table` is a table of a paper.
 
     Attributes:
         title: What it is about.
@@ -100,29 +113,24 @@ class Table:
 
     title: str
     labels: tuple[str, ...]
-    rows: list[tuple[tuple[str, ...], list[Cell]]]
+    rows: list[TableRow]
 
 
-def upsampler_cfg(name: str) -> dict:
-    """Config of an upsampler in configs/_base_/upsamplers."""
-    return Config.fromfile(BASE / 'upsamplers' / f'{name}.py').upsampler.to_dict()
-
-
-def compared() -> dict[str, dict]:
-    """Configs of the upsamplers that the SAPA paper compares, and of the default SAPA-G."""
-    names = ('carafe', 'index_net', 'a2u', 'sapa_i', 'sapa_b', 'sapa_g')
+def compared() -> dict[str, UpsamplerCfg]:
+    """Return configs of the upsamplers that the SAPA paper compares, and of the default SAPA-G."""
+    names = ('carafe', 'index-net', 'a2u', 'sapa-i', 'sapa-b', 'sapa-g')
     titles = ('CARAFE', 'IndexNet', 'A2U', 'SAPA-I', 'SAPA-B', 'SAPA-G')
-    cfgs = {title: upsampler_cfg(name) for title, name in zip(titles, names, strict=True)}
+    cfgs = {title: upsampler_config(name) for title, name in zip(titles, names, strict=True)}
     default = cfgs['SAPA-G']
     return {**cfgs, 'SAPA-G': default | PUBLISHED_G, 'SAPA-G, default': default}
 
 
 class Host:
-    """The part of a model that upsamples, without the rest of the model.
+    """A `Host` is the part of a model that upsamples, without the rest of the model.
 
     Args:
         config: File in configs/_base_/models.
-        path: Of the host in the model.
+        path: Path of the host in the model.
         size: (H, W) of the image, whose features have strides 4, 8, 16 and 32.
         device: Where the host can run to give the sizes of its steps.
     """
@@ -132,27 +140,31 @@ class Host:
         self.part, _, self.path = path.partition('.')
         host = self.build({'type': 'nearest'}, device).get_submodule(self.path)
         channels = self.cfg.model[self.part].in_channels
-        sizes = [tuple(-(-n // stride) for n in size) for stride in (4, 8, 16, 32)]
         features = [
-            torch.zeros(1, c, *size, device=device) for c, size in zip(channels, sizes, strict=True)
+            torch.zeros(1, c, *(-(-n // stride) for n in size), device=device)
+            for c, stride in zip(channels, (4, 8, 16, 32), strict=True)
         ]
         with recording(host) as steps, torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of the frameworks, about older versions
+            warnings.simplefilter('ignore')  # the frameworks warn about older versions
             host.eval()(features, *([[{}]] if takes(host, 'batch_img_metas') else []))
         self.sizes = {step.name: step.sizes for step in steps}
 
-    def build(self, upsample_cfg: dict, device: str) -> nn.Module:
+    def build(self, upsample_cfg: UpsamplerCfg, device: str) -> nn.Module:
         """Build the part of the model that has the host."""
         cfg = copy.deepcopy(self.cfg.model[self.part])
         node = cfg[self.path] if self.path else cfg
         node.upsample_cfg = upsample_cfg
         scope = DefaultScope.overwrite_default_scope(self.cfg.default_scope)
         with scope, warnings.catch_warnings(), torch.device(device):
-            warnings.simplefilter('ignore')  # of the frameworks, about losses
+            warnings.simplefilter('ignore')  # the frameworks warn about losses
             return MODELS.build(cfg)
 
-    def added(self, upsample_cfg: dict) -> dict[str, int]:
-        """GFLOPs and parameters of all steps with these upsamplers, not yet in their units."""
+    def added(self, upsample_cfg: UpsamplerCfg) -> dict[str, int]:
+        """Count FLOPs and parameters of all steps with these upsamplers.
+
+        Returns:
+            Figures by their kind, not yet in their units.
+        """
         flops = params = 0
         for step, upsampler in find_steps(self.build(upsample_cfg, 'meta')):
             flops += sum(upsampler.flops(*sizes) for sizes in self.sizes[step.name])
@@ -162,20 +174,20 @@ class Host:
 
 def host_table(
     title: str,
-    hosts: dict[str, Host],
-    papers: dict[str, dict[str, str]],
-    notes: dict[tuple[str, str, str], str],
+    hosts: Mapping[str, Host],
+    papers: Mapping[str, Mapping[str, str]],
+    notes: Mapping[tuple[str, str, str], str],
 ) -> Table:
-    """What upsamplers add to models.
+    """Make the table of what upsamplers add to models.
 
     Args:
-        title: Of the table.
-        hosts: By the model's name.
+        title: Title of the table.
+        hosts: Hosts by the model's name.
         papers: Kinds of figures, to the models' cells in the order of `compared`, divided by
             blanks.
         notes: (model, upsampler, kind) to the note there.
     """
-    rows = []
+    rows: list[TableRow] = []
     cfgs = compared()
     for model, host in hosts.items():
         printed = {
@@ -195,7 +207,7 @@ def host_table(
 
 
 def ade20k() -> list[Table]:
-    """What upsampling adds to the segmentation models of the SAPA paper."""
+    """Return what upsampling adds to the segmentation models of the SAPA paper."""
     pixel_decoder = 'decode_head.pixel_decoder'
     hosts = {
         'SegFormer-B1': Host('segformer_mit-b1_ade20k.py', 'decode_head', (512, 512)),
@@ -228,7 +240,7 @@ def ade20k() -> list[Table]:
 
 
 def coco() -> list[Table]:
-    """What upsampling adds to the detector of the SAPA paper."""
+    """Return what upsampling adds to the detector of the SAPA paper."""
     model = 'Faster R-CNN R50'
     hosts = {model: Host('faster-rcnn_r50_fpn_coco.py', 'neck', (800, 1344))}
     papers = {'M parameters': {model: '0.22 6.30 0.03 0 0.05 0.05'}}
@@ -238,19 +250,19 @@ def coco() -> list[Table]:
 
 def stage_table(
     title: str,
-    stages: list[tuple[int, int]],
-    entries: list[tuple[str, dict, str | None, str | None]],
+    stages: Sequence[tuple[int, int]],
+    entries: Sequence[tuple[str, UpsamplerCfg, str | None, str | None]],
     kind: str,
 ) -> Table:
-    """Parameters of one upsampler for each stage.
+    """Make the table of the parameters of one upsampler for each stage.
 
     Args:
-        title: Of the table.
+        title: Title of the table.
         stages: Channels of the guide and of the decoder feature.
         entries: Name, config, the paper's cell and the note of every row.
-        kind: Of the figures.
+        kind: Kind of the figures.
     """
-    rows = []
+    rows: list[TableRow] = []
     for name, cfg, paper, note in entries:
         modules = [build_upsampler(cfg, channels, guide) for guide, channels in stages]
         rows.append(((name,), [Cell(kind, sum(map(count_parameters, modules)), paper, note)]))
@@ -258,7 +270,7 @@ def stage_table(
 
 
 def per_pixel() -> Table:
-    """Multiply-adds per low-resolution pixel: the SAPA paper's Table 1."""
+    """Count multiply-adds per low-resolution pixel: the SAPA paper's Table 1."""
     channels, low, high = 256, (16, 16), (32, 32)
     kind = 'FLOPs per low-resolution pixel'
     cfgs = compared()
@@ -273,20 +285,21 @@ def per_pixel() -> Table:
         'IndexNet M2O': '4,457,472',
         'A2U': '27,940',
     }
-    rows = []
+    rows: list[TableRow] = []
     for name in [*papers, 'SAPA-G, default']:
-        flops = build_upsampler(cfgs[name], channels, channels).flops(low, high)
+        upsampler: Any = build_upsampler(cfgs[name], channels, channels)
         note = G_NOTE if name.startswith('SAPA-G') else None
-        cell = Cell(kind, flops // (low[0] * low[1]), papers.get(name), note)
+        flops = upsampler.flops(low, high) // (low[0] * low[1])
+        cell = Cell(kind, flops, papers.get(name), note)
         rows.append(((name,), [cell]))
     title = 'Operators at C = 256 (SAPA: K = 5, d = 32): formulas in Table 1 of the SAPA paper'
     return Table(title, ('upsampler',), rows)
 
 
 def a2u_variants() -> Table:
-    """Parameters of A2U's variants: the A2U paper's ablation."""
+    """Count parameters of A2U's variants: the A2U paper's ablation."""
 
-    def variant(mode: str, channel_wise: bool = False, **options: bool) -> dict:
+    def variant(mode: str, channel_wise: bool = False, **options: bool) -> UpsamplerCfg:
         return {'type': 'A2U', 'mode': mode, 'channel_wise': channel_wise, **options}
 
     entries = [
@@ -303,7 +316,7 @@ def a2u_variants() -> Table:
 
 
 def depth() -> Table:
-    """Parameters that upsamplers add to BTS: the SAPA paper's depth estimation."""
+    """Count parameters that upsamplers add to BTS: the SAPA paper's depth estimation."""
     cfgs = compared()
     index_net = (
         'The network itself is printed as 49.53. If that is 49.5315 or more, 44.20 is the '
@@ -333,7 +346,7 @@ def depth() -> Table:
 
 
 def matting() -> Table:
-    """Parameters that upsamplers add to the matting network: the SAPA paper's matting."""
+    """Count parameters that upsamplers add to the matting network: the SAPA paper's matting."""
     cfgs = compared()
     default = cfgs['SAPA-G, default']
     note = "This table counts it with self_projection='key', biases and affine LayerNorms."
@@ -349,5 +362,5 @@ def matting() -> Table:
 
 
 def ops() -> list[Table]:
-    """The tables that need no network."""
+    """Return the tables that need no network."""
     return [per_pixel(), a2u_variants(), depth(), matting()]
