@@ -1,9 +1,8 @@
 """Pictures of what trained models predict for the images of their test."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import mmcv
 import numpy as np
 from matplotlib import colormaps
 from mmengine.config import Config
@@ -11,15 +10,18 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
 from mmengine.structures import BaseDataElement
 
-import sapa_mm  # noqa: F401  registers what configs name
 from sapa_mm.visualization import draw_pictures, draw_segmentations
 
+from .inference import load_model, predict, read_images
 from .output import write_atomically
 
 Models = Mapping[str, tuple[Config, str]]
+Columns = dict[str, Sequence[np.ndarray]]
 
-# Of a box that is drawn.
+# A box with less than this score is not drawn.
 SCORE = 0.3
+# Up to so many classes get colours that are easier to tell apart than those of a data set.
+FEW_CLASSES = 20
 
 
 def draw_predictions(path: Path, models: Models, count: int, device: str) -> None:
@@ -31,6 +33,9 @@ def draw_predictions(path: Path, models: Models, count: int, device: str) -> Non
             the first one's ``test_dataloader`` has the images.
         count: How many of them, at equal distances.
         device: Where to predict.
+
+    Raises:
+        ToolError: A checkpoint does not fit its config.
     """
     cfg = next(iter(models.values()))[0]
     draw = _draw_detections if cfg.default_scope == 'mmdet' else _draw_segmentations
@@ -48,22 +53,19 @@ def _draw_segmentations(
     samples: list[BaseDataElement],
     device: str,
 ) -> None:
-    from mmseg.apis import inference_model, init_model
-
     def classes_of(data: BaseDataElement) -> np.ndarray:
         return data.data[0].cpu().numpy().astype(np.uint8)
 
-    images = [mmcv.imread(sample.img_path) for sample in samples]
-    columns = {'truth': [classes_of(sample.gt_sem_seg) for sample in samples]}
+    images = read_images([Path(sample.img_path) for sample in samples])
+    columns: Columns = {'truth': [classes_of(sample.gt_sem_seg) for sample in samples]}
     for title, (cfg, checkpoint) in models.items():
-        model = init_model(cfg, checkpoint, device=device)
-        # One by one: they may differ in size.
-        predicted = [inference_model(model, image) for image in images]
-        columns[title] = [classes_of(sample.pred_sem_seg) for sample in predicted]
+        model = load_model(cfg, checkpoint, device)
+        columns[title] = [classes_of(predict(model, image).pred_sem_seg) for image in images]
     classes, palette = dataset.metainfo['classes'], dataset.metainfo['palette']
-    if len(classes) <= 20:  # easier to tell apart than a few of ADE20K's 150 colours
-        palette = 255 * np.array(colormaps['tab20'].colors[: len(classes)])
-    draw_segmentations(path, [x[..., ::-1] for x in images], columns, classes, palette)
+    if len(classes) <= FEW_CLASSES:
+        colours = colormaps['tab20'](np.arange(len(classes)))
+        palette = 255 * colours[:, :3]
+    draw_segmentations(path, [image[..., ::-1] for image in images], columns, classes, palette)
 
 
 def _draw_detections(
@@ -73,31 +75,31 @@ def _draw_detections(
     samples: list[BaseDataElement],
     device: str,
 ) -> None:
-    from mmdet.apis import inference_detector, init_detector
     from mmdet.structures.bbox import BaseBoxes
 
     for sample in samples:
         truth = sample.gt_instances
-        if isinstance(truth.get('bboxes'), BaseBoxes):  # which the visualizer does not draw
+        if isinstance(truth.get('bboxes'), BaseBoxes):  # the visualizer draws tensors alone
             truth.bboxes = truth.bboxes.tensor
     visualizer = VISUALIZERS.build(
         dict(type='DetLocalVisualizer', name='predictions', line_width=1)
     )
     visualizer.dataset_meta = dataset.metainfo
-    images = [mmcv.imread(sample.img_path, channel_order='rgb') for sample in samples]
+    images = read_images([Path(sample.img_path) for sample in samples])
+    shown = [np.ascontiguousarray(image[..., ::-1]) for image in images]
 
     def drawn(sample: BaseDataElement, image: np.ndarray, **kind: bool) -> np.ndarray:
         visualizer.add_datasample('', image, sample, pred_score_thr=SCORE, **kind)
         return visualizer.get_image()
 
-    columns = {'image': images}
+    columns: Columns = {'image': shown}
     columns['truth'] = [
-        drawn(sample, image, draw_pred=False) for sample, image in zip(samples, images, strict=True)
+        drawn(sample, image, draw_pred=False) for sample, image in zip(samples, shown, strict=True)
     ]
     for title, (cfg, checkpoint) in models.items():
-        model = init_detector(cfg, checkpoint, device=device, palette='random')
+        model = load_model(cfg, checkpoint, device)
         columns[title] = [
-            drawn(inference_detector(model, image[..., ::-1]).cpu(), image, draw_gt=False)
-            for image in images
+            drawn(predict(model, image).cpu(), rgb, draw_gt=False)
+            for image, rgb in zip(images, shown, strict=True)
         ]
     draw_pictures(path, columns)

@@ -11,61 +11,68 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import mmcv
-from mmseg.apis import inference_model, init_model
+import numpy as np
 from rich.progress import track
+from torch import nn
 
-import sapa_mm  # noqa: F401  registers what the config names
 from sapa_mm.visualization import draw_superpixels
 
 from .arguments import picture, usable_device
-from .configs import read_config, reason
-from .errors import ToolError
+from .configs import read_config
+from .errors import ToolError, reported_by
+from .inference import check_files, load_model, predict, read_images
 from .output import write_atomically
+
+
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Make the parser of the options."""
+    parser = argparse.ArgumentParser(
+        prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add('config', metavar='CONFIG', help="the segmentor's config")
+    add('checkpoint', type=Path, metavar='CHECKPOINT', help='its weights')
+    add('images', type=Path, nargs='+', metavar='IMAGE', help='image files')
+    add('--out', type=picture, default=Path('superpixels.png'), help='picture (%(default)s)')
+    add('--device', type=usable_device, default='cpu', help='where to predict (%(default)s)')
+    return parser
+
+
+def read_model(options: argparse.Namespace) -> nn.Module:
+    """Build the segmentor with its weights; its predictions hold the superpixels.
+
+    Raises:
+        ToolError: The config is not one of a segmentor that clusters, or the weights do not fit.
+    """
+    cfg = read_config(options.config)
+    if cfg.model.get('type') not in ('EncoderDecoder', 'SuperpixelEncoderDecoder'):
+        raise ToolError(f'CONFIG: expected an EncoderDecoder of mmseg, got {cfg.model.get("type")}')
+    cfg.model.type = 'SuperpixelEncoderDecoder'
+    model = load_model(cfg, options.checkpoint, options.device)
+    levels = getattr(model.backbone, 'levels', None)
+    if not levels:
+        got = f'{type(model.backbone).__name__}, levels={levels}'
+        raise ToolError(f'CONFIG: expected HCResNet with levels of at least 1, got {got}')
+    return model
+
+
+def find_superpixels(model: nn.Module, image: np.ndarray) -> dict[int, np.ndarray]:
+    """Return the superpixels of an image (H, W, 3), BGR, by the stride of their level."""
+    found = predict(model, image).pred_superpixels
+    return dict(zip(found.strides, found.data.cpu().numpy(), strict=True))
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Parse the arguments, find the superpixels, draw the picture."""
-    parser = argparse.ArgumentParser(
-        prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('config', metavar='CONFIG', help="the segmentor's config")
-    parser.add_argument('checkpoint', type=Path, metavar='CHECKPOINT', help='its weights')
-    parser.add_argument('images', type=Path, nargs='+', metavar='IMAGE', help='image files')
-    parser.add_argument(
-        '--out', type=picture, default=Path('superpixels.png'), help='picture (%(default)s)'
-    )
-    parser.add_argument(
-        '--device', type=usable_device, default='cpu', help='where to predict (%(default)s)'
-    )
+    parser = make_parser(prog)
     options = parser.parse_args(argv)
-    for path in (options.checkpoint, *options.images):
-        if not path.is_file():
-            parser.error(f'{path}: no such file')
-    images = [mmcv.imread(path) for path in options.images]
-    for path, image in zip(options.images, images, strict=True):
-        if image is None:
-            parser.error(f'{path}: expected an image')
-    try:
-        cfg = read_config(options.config)
-    except ToolError as error:
-        parser.error(str(error))
-    if cfg.model.get('type') not in ('EncoderDecoder', 'SuperpixelEncoderDecoder'):
-        parser.error(f'CONFIG: expected an EncoderDecoder of mmseg, got {cfg.model.get("type")}')
-    # Whose predictions hold the superpixels.
-    cfg.model.type = 'SuperpixelEncoderDecoder'
-    try:
-        model = init_model(cfg, str(options.checkpoint), device=options.device)
-    except Exception as error:  # of whatever kind: model and weights are the user's
-        parser.error(f'{options.checkpoint} does not fit {options.config}: {reason(error)}')
-    if not getattr(model.backbone, 'levels', 0):
-        got = f'{type(model.backbone).__name__}, levels={getattr(model.backbone, "levels", None)}'
-        parser.error(f'CONFIG: expected HCResNet with levels of at least 1, got {got}')
-
-    superpixels = []
-    for image in track(images, 'Images', transient=True):
-        found = inference_model(model, image).pred_superpixels
-        superpixels.append(dict(zip(found.strides, found.data.cpu().numpy(), strict=True)))
+    with reported_by(parser):
+        check_files([options.checkpoint, *options.images])
+        images = read_images(options.images)
+        model = read_model(options)
+    superpixels = [
+        find_superpixels(model, image) for image in track(images, 'Images', transient=True)
+    ]
     pictures = [image[..., ::-1] for image in images]
     write_atomically(options.out, lambda part: draw_superpixels(part, pictures, superpixels))
     sys.stdout.write(f'{options.out}\n')

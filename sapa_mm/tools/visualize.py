@@ -14,15 +14,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import mmcv
 import numpy as np
-import torch
-from mmengine.config import Config
-from mmengine.structures import BaseDataElement
+from matplotlib.figure import Figure
 from rich.progress import track
 from torch import nn
 
-import sapa_mm  # noqa: F401  registers what the config names
 from sapa_mm.visualization import (
     draw_upsampling,
     draw_upsampling_steps,
@@ -34,51 +30,31 @@ from sapa_mm.visualization import (
 from sapa_mm.visualization.upsampling import FEATURES, check_positions
 
 from .arguments import usable_device
-from .configs import read_config, reason
-from .errors import ToolError
+from .configs import read_config
+from .errors import ToolError, reported_by
+from .inference import check_files, load_model, predict, read_images
 from .output import write_atomically
 
 
-def load(cfg: Config, checkpoint: Path, device: torch.device) -> nn.Module:
-    """Build the config's model with the checkpoint's weights."""
-    if cfg.default_scope == 'mmseg':
-        from mmseg.apis import init_model
-    else:
-        from mmdet.apis import init_detector as init_model
-    return init_model(cfg, str(checkpoint), device=device)
-
-
-def predict(model: nn.Module, image: np.ndarray) -> BaseDataElement:
-    """Run the model on an image (H, W, 3), BGR, as its config says."""
-    if model.cfg.default_scope == 'mmseg':
-        from mmseg.apis import inference_model as run
-    else:
-        from mmdet.apis import inference_detector as run
-    return run(model, image)
-
-
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Parse the arguments, run the model, draw the pictures."""
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Make the parser of the options."""
     parser = argparse.ArgumentParser(
         prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', metavar='CONFIG', help="the model's config")
-    parser.add_argument('checkpoint', type=Path, metavar='CHECKPOINT', help='its weights')
-    parser.add_argument('images', type=Path, nargs='+', metavar='IMAGE', help='image files')
-    parser.add_argument(
+    add = parser.add_argument
+    add('config', metavar='CONFIG', help="the model's config")
+    add('checkpoint', type=Path, metavar='CHECKPOINT', help='its weights')
+    add('images', type=Path, nargs='+', metavar='IMAGE', help='image files')
+    add(
         '--out-dir',
         type=Path,
         default=Path('visualizations'),
         metavar='FOLDER',
         help='for the pictures (%(default)s)',
     )
-    parser.add_argument(
-        '--device', type=usable_device, default='cpu', help='where to predict (%(default)s)'
-    )
-    parser.add_argument(
-        '--steps', nargs='+', metavar='STEP', help='such as c4_c3 (default: all of the model)'
-    )
-    parser.add_argument(
+    add('--device', type=usable_device, default='cpu', help='where to predict (%(default)s)')
+    add('--steps', nargs='+', metavar='STEP', help='such as c4_c3 (default: all of the model)')
+    add(
         '--position',
         dest='positions',
         action='append',
@@ -88,61 +64,95 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         help='position of the window whose weights are shown, in rows and columns from its centre; '
         'can be repeated (default: the centre and its four neighbours)',
     )
-    parser.add_argument(
+    add(
         '--features',
         choices=FEATURES,
         default='pca',
         help='how features become colours: their first principal components, or their first three '
         'channels (%(default)s)',
     )
-    options = parser.parse_args(argv)
-    for path in (options.checkpoint, *options.images):
-        if not path.is_file():
-            parser.error(f'{path}: no such file')
-    images = {path: mmcv.imread(path) for path in options.images}
-    for path, image in images.items():
-        if image is None:
-            parser.error(f'{path}: expected an image')
-    stems = [path.stem for path in options.images]
+    return parser
+
+
+def check_names(images: Sequence[Path], folder: Path) -> None:
+    """Check that every picture can have a file of its own.
+
+    Args:
+        images: Files of the images, whose stems begin the names of their pictures.
+        folder: Where the pictures go.
+
+    Raises:
+        ToolError: Two images share a stem, or there is a file in the folder's place.
+    """
+    stems = [path.stem for path in images]
     for stem in stems:
         if stems.count(stem) > 1:
-            parser.error(f'IMAGE: expected names that differ, got {stem} twice')
-    folder = options.out_dir
+            raise ToolError(f'IMAGE: expected names that differ, got {stem} twice')
     for path in (folder, *folder.parents):
         if path.is_file():
-            parser.error(f'--out-dir: expected a folder, got the file {path}')
-    try:
-        cfg = read_config(options.config)
-    except ToolError as error:
-        parser.error(str(error))
-    try:
-        model = load(cfg, options.checkpoint, options.device)
-    except Exception as error:  # of whatever kind: model and weights are the user's
-        parser.error(f'{options.checkpoint} does not fit {options.config}: {reason(error)}')
+            raise ToolError(f'--out-dir: expected a folder, got the file {path}')
+
+
+def read_model(options: argparse.Namespace) -> nn.Module:
+    """Build the model with its weights.
+
+    Raises:
+        ToolError: The config cannot be read, the weights do not fit, or it has no such steps.
+    """
+    model = load_model(read_config(options.config), options.checkpoint, options.device)
     try:
         select_upsamplers(model, options.steps)
     except ValueError as error:
-        parser.error(f'CONFIG: {options.config}: {error}')
+        raise ToolError(f'CONFIG: {options.config}: {error}') from error
+    return model
 
+
+def draw(model: nn.Module, image: np.ndarray, options: argparse.Namespace) -> dict[str, Figure]:
+    """Draw what the upsamplers do to an image.
+
+    Args:
+        model: The model.
+        image: (H, W, 3), uint8, BGR.
+        options: The options.
+
+    Returns:
+        A picture of each step by its name, and at last 'steps', the sheet of all.
+
+    Raises:
+        ToolError: No step runs, or one has a window without the positions.
+    """
+    with record_upsampling(model, options.steps) as recording:
+        sample = predict(model, image)
+    steps = list(recording.steps.values())
+    if recording.inputs is None or not steps:
+        raise ToolError(f'CONFIG: {options.config}: none of the steps runs when it predicts')
+    try:
+        for step in steps:
+            check_positions(options.positions, step)
+    except ValueError as error:
+        raise ToolError(f'--{error}') from error
+    seen = input_image(recording.inputs, model.get_submodule('data_preprocessor'))
+    drawn = (seen, outline_prediction(seen, sample), options.positions, options.features)
+    figures = {step.name: draw_upsampling(step, *drawn) for step in steps}
+    figures['steps'] = draw_upsampling_steps(steps, *drawn)
+    return figures
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Parse the arguments, run the model, draw the pictures."""
+    parser = make_parser(prog)
+    options = parser.parse_args(argv)
     written = []
-    for path, image in track(images.items(), 'Images', transient=True):
-        with record_upsampling(model, options.steps) as recording:
-            sample = predict(model, image)
-        steps = list(recording.steps.values())
-        if not steps:
-            parser.error(f'CONFIG: {options.config}: none of the steps runs when it predicts')
-        try:
-            for step in steps:
-                check_positions(options.positions, step)
-        except ValueError as error:
-            parser.error(f'--{error}')
-        seen = input_image(recording.inputs, model.data_preprocessor)
-        drawn = (seen, outline_prediction(seen, sample), options.positions, options.features)
-        figures = {step.name: draw_upsampling(step, *drawn) for step in steps}
-        figures['steps'] = draw_upsampling_steps(steps, *drawn)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            out = folder / f'{path.stem}_{name}.png'
-            write_atomically(out, figure.savefig)
-            written.append(out)
+    with reported_by(parser):
+        check_files([options.checkpoint, *options.images])
+        images = dict(zip(options.images, read_images(options.images), strict=True))
+        check_names(options.images, options.out_dir)
+        model = read_model(options)
+        for path, image in track(images.items(), 'Images', transient=True):
+            figures = draw(model, image, options)
+            options.out_dir.mkdir(parents=True, exist_ok=True)
+            for name, figure in figures.items():
+                out = options.out_dir / f'{path.stem}_{name}.png'
+                write_atomically(out, figure.savefig)
+                written.append(out)
     sys.stdout.writelines(f'{out}\n' for out in written)

@@ -7,7 +7,9 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,8 @@ from PIL import Image
 from testing_configs import ROOT
 
 from sapa_mm.tools.compare import command as compare
-from sapa_mm.tools.compare import report, runs
+from sapa_mm.tools.compare import pool, report, runs
+from sapa_mm.tools.compare.processes import Processes
 
 TOOLS = ROOT / 'tools'
 
@@ -127,6 +130,73 @@ def test_it_goes_on_where_it_was_killed(base, tmp_path, capsys):
         compare.main([*options, '--cfg-options', 'train_cfg.max_iters=2'])
     assert stopped.value.code == 2
     assert 'another config or other options' in capsys.readouterr().err
+
+
+def test_sigterm_stops_what_runs(base, tmp_path):
+    work = tmp_path / 'work'
+    options = ['--upsamplers', 'bilinear', '--seeds', '0', '1', '--jobs', '1']
+    options += ['--cfg-options', 'train_cfg.max_iters=100000']
+    comparison = subprocess.Popen(
+        [sys.executable, '-W', 'ignore', TOOLS / 'compare.py', *arguments(base, work, *options)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        log = work / 'bilinear' / 'seed0' / 'log.txt'
+        deadline = time.monotonic() + 300
+        while not (log.is_file() and 'Iter(train)' in log.read_text()):
+            assert time.monotonic() < deadline and comparison.poll() is None
+            time.sleep(0.05)
+        comparison.terminate()
+        printed, _ = comparison.communicate(timeout=60)
+        assert comparison.returncode == 128 + signal.SIGTERM
+        assert 'Traceback' not in printed and 'failed' not in printed
+        # Every process that works in a folder holds its lock.
+        with runs.locked(work), runs.locked(log.parent):
+            pass
+        assert 'metrics' not in json.loads((log.parent / 'run.json').read_text())
+        assert not (work / 'bilinear' / 'seed1').exists()
+    finally:
+        if comparison.poll() is None:
+            os.killpg(comparison.pid, signal.SIGKILL)
+            comparison.communicate()
+
+
+def test_stopped_processes_end_and_no_other_starts(tmp_path):
+    processes, begun, log = Processes(), threading.Event(), tmp_path / 'log.txt'
+    command = [sys.executable, '-c', 'print("begun", flush=True); import time; time.sleep(600)']
+
+    def run(lock: int) -> int:
+        return processes.run(command, log, os.environ, lock, lambda line: begun.set())
+
+    with runs.locked(tmp_path) as lock, ThreadPoolExecutor(1) as threads:
+        future = threads.submit(run, lock)
+        assert begun.wait(60)
+        assert not processes.stopped
+        processes.stop()
+        with pytest.raises(runs.ToolError, match=f'failed with status {-signal.SIGTERM}'):
+            future.result(60)
+        begun.clear()
+        with pytest.raises(runs.ToolError, match='stopped'):
+            run(lock)
+    assert processes.stopped and not begun.is_set()
+    assert log.read_text().count('begun\n') == 1
+
+
+def test_every_slot_has_a_gpu_or_a_share_of_the_cores(monkeypatch):
+    monkeypatch.setattr(os, 'cpu_count', lambda: 8)
+    monkeypatch.setenv('OMP_NUM_THREADS', '5')
+    slots = pool.environments(3, 0)
+    assert [slot['OMP_NUM_THREADS'] for slot in slots] == ['2', '2', '2']
+    assert all(slot['PATH'] == os.environ['PATH'] for slot in slots)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    assert [slot['CUDA_VISIBLE_DEVICES'] for slot in pool.environments(3, 2)] == ['0', '1', '0']
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '5,3')
+    slots = pool.environments(3, 2)
+    assert [slot['CUDA_VISIBLE_DEVICES'] for slot in slots] == ['5', '3', '5']
+    assert slots[0]['OMP_NUM_THREADS'] == '5'
 
 
 def test_a_failing_run_is_reported_and_the_others_are_made(base, tmp_path, capsys):

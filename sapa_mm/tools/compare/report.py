@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from markdown_it import MarkdownIt
 from matplotlib import colormaps
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ..output import markdown_table, write_atomically, write_text
 
-# Metrics that the table shows, in this order, where the test gives them.
+# The table shows these metrics, in this order, where the test gives them.
 METRICS = {
     'mIoU': 'mIoU',
     'mBIoU': 'boundary IoU',
@@ -19,7 +19,7 @@ METRICS = {
     'coco/bbox_mAP': 'box AP',
     'coco/segm_mAP': 'mask AP',
 }
-# Of which COCO's are shares.
+# COCO gives shares, which become percent by these factors.
 PERCENT = {'coco/bbox_mAP': 100, 'coco/segm_mAP': 100}
 STYLE = """\
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em }
@@ -29,7 +29,7 @@ img { max-width: 100% }
 
 
 class Variant(NamedTuple):
-    """What is known of an upsampler.
+    """Holds what is known of an upsampler.
 
     Attributes:
         name: Its name.
@@ -38,30 +38,30 @@ class Variant(NamedTuple):
     """
 
     name: str
-    results: Mapping[int, dict]
-    cost: dict
+    results: Mapping[int, dict[str, Any]]
+    cost: dict[str, Any]
 
 
 def values(variant: Variant, metric: str) -> list[float]:
-    """A metric of all its seeds, in percent."""
+    """Return a metric of all seeds, in percent."""
     factor = PERCENT.get(metric, 1)
     return [factor * result['metrics'][metric] for result in variant.results.values()]
 
 
 def mean_and_spread(numbers: Sequence[float]) -> str:
-    """'mean ± sample standard deviation', the latter where there are at least two."""
+    """Format 'mean ± sample standard deviation', the latter where there are at least two."""
     mean = f'{statistics.mean(numbers):.2f}'
     return f'{mean} ± {statistics.stdev(numbers):.2f}' if len(numbers) > 1 else mean
 
 
 def shown_metrics(variants: Sequence[Variant]) -> list[str]:
-    """The known metrics that every finished run has."""
+    """Return the known metrics that every finished run has."""
     found = [result['metrics'] for v in variants for result in v.results.values()]
     return [name for name in METRICS if found and all(name in metrics for metrics in found)]
 
 
 def main_table(variants: Sequence[Variant]) -> str:
-    """The table of means and costs."""
+    """Write the table of means and costs."""
     metrics = shown_metrics(variants)
     heads = ['upsampler', 'seeds', *(METRICS[name] for name in metrics)]
     heads += ['parameters', 'GFLOPs', 'latency', 'training memory', 'iteration']
@@ -81,7 +81,7 @@ def main_table(variants: Sequence[Variant]) -> str:
 
 
 def seeds_table(variants: Sequence[Variant], metric: str) -> str:
-    """The table of one metric, a column a seed."""
+    """Write the table of one metric, a column a seed."""
     seeds = sorted({seed for v in variants for seed in v.results})
     factor = PERCENT.get(metric, 1)
     rows = [
@@ -98,7 +98,7 @@ def seeds_table(variants: Sequence[Variant], metric: str) -> str:
 
 
 def comparisons(variants: Sequence[Variant], metric: str) -> list[str]:
-    """Sentences: what is best, and against which others SAPA loses, seed by seed."""
+    """Say in sentences what is best, and against which others SAPA loses, seed by seed."""
     done = [v for v in variants if v.results]
     ranked = sorted(done, key=lambda v: -statistics.mean(values(v, metric)))
     lines = [
@@ -132,7 +132,7 @@ def plot(path: Path, variants: Sequence[Variant], metric: str) -> None:
     """
     figure = Figure(figsize=(9.5, 4.2), layout='constrained')
     axes = figure.subplots(1, 2, sharey=True)
-    colours = colormaps['tab10'].colors
+    colours = colormaps['tab10']
     panels = {
         'GFLOPs of one image': lambda v: v.cost['flops'] / 1e9,
         f'latency of one image, times that of {variants[0].name}': (
@@ -148,7 +148,7 @@ def plot(path: Path, variants: Sequence[Variant], metric: str) -> None:
                 statistics.mean(numbers),
                 yerr=spread,
                 fmt='osD^v<>ph*'[i % 10],
-                color=colours[i % 10],
+                color=colours(i % 10),
                 capsize=3,
                 label=v.name,
             )

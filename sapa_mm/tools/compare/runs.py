@@ -5,20 +5,20 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-import os
 import re
-import shlex
 import statistics
-import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from mmengine.runner import find_latest_checkpoint
 
 from ..configs import own_script, read_config
 from ..errors import ToolError
 from ..logs import last_metrics
 from ..output import write_json
+from .processes import Processes
 
 ITERATION = re.compile(r'Iter\(train\)\s+\[\s*(\d+)/(\d+)\]')
 EPOCH = re.compile(r'Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\]')
@@ -47,11 +47,11 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What the run is called."""
+        """What messages call the run."""
         return f'{self.upsampler}, seed {self.seed}'
 
-    def state(self) -> dict:
-        """What is known of the run, finished or not.
+    def state(self) -> dict[str, Any]:
+        """Read what is known of the run, finished or not.
 
         Returns:
             'fingerprint', 'memory' (the most that its trainings took, in bytes) and, of a finished
@@ -71,12 +71,12 @@ class Run:
             )
         return state
 
-    def keep(self, state: dict) -> None:
-        """Write what is known."""
+    def keep(self, state: dict[str, Any]) -> None:
+        """Write what is known of the run."""
         write_json(self.folder / 'run.json', state)
 
-    def result(self) -> dict | None:
-        """The state of a finished run, or None.
+    def result(self) -> dict[str, Any] | None:
+        """Return the state of a finished run, or None.
 
         Raises:
             ToolError: The folder holds a run of another config.
@@ -86,7 +86,7 @@ class Run:
 
 
 def plan(configs: Mapping[str, Path], seeds: Sequence[int], work: Path) -> list[Run]:
-    """The runs of a comparison, seed by seed.
+    """List the runs of a comparison, seed by seed.
 
     Args:
         configs: Config file of every upsampler.
@@ -107,7 +107,7 @@ def plan(configs: Mapping[str, Path], seeds: Sequence[int], work: Path) -> list[
 
 
 def command(tool: str, run: Run, *arguments: str, folder: Path) -> list[str]:
-    """The command line of this project's train.py or test.py."""
+    """Return a command line of this project's train.py or test.py."""
     script = [sys.executable, '-W', 'ignore', str(own_script(tool)), str(run.config)]
     options = ['--work-dir', str(folder), '--cfg-options', f'randomness.seed={run.seed}']
     return [*script, *arguments, *options]
@@ -129,7 +129,7 @@ def locked(folder: Path) -> Iterator[int]:
 
 
 def progress_of(line: str, epochs: int | None) -> float | None:
-    """The share of the training that is done, if a line of its log says it."""
+    """Return the share of the training that is done, if a line of its log says it."""
     if found := ITERATION.search(line):
         return int(found[1]) / int(found[2])
     if epochs and (found := EPOCH.search(line)):
@@ -137,57 +137,8 @@ def progress_of(line: str, epochs: int | None) -> float | None:
     return None
 
 
-def stream(
-    arguments: list[str],
-    log: Path,
-    env: dict[str, str],
-    lock: int,
-    on_line: Callable[[str], None],
-    running: set[subprocess.Popen],
-) -> int:
-    """Run a command, its output going to a log.
-
-    Args:
-        arguments: The command.
-        log: File to add to.
-        env: Its environment.
-        lock: Descriptor that it keeps.
-        on_line: Called with every line of output.
-        running: Where the process is while it runs, so that it can be stopped.
-
-    Returns:
-        The most memory that it had, in bytes.
-
-    Raises:
-        ToolError: It failed; the message has the end of its log.
-    """
-    with open(log, 'a', buffering=1) as file:  # by lines
-        file.write(f'$ {shlex.join(arguments)}\n')
-        process = subprocess.Popen(
-            arguments,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors='replace',
-            env=env,
-            pass_fds=[lock],
-        )
-        running.add(process)
-        for line in process.stdout:
-            file.write(line)
-            on_line(line)
-        # As `wait`, but it tells what the process used.
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        running.discard(process)
-    if process.returncode:
-        tail = ''.join(log.read_text(errors='replace').splitlines(keepends=True)[-15:])
-        raise ToolError(f'failed with status {process.returncode}; the end of {log}:\n{tail}')
-    return usage.ru_maxrss * 1024
-
-
 def iteration_seconds(folder: Path) -> float | None:
-    """The median time of the training iterations that a folder's logs tell, of all attempts."""
+    """Return the median time of a training iteration in a folder's logs, those of all attempts."""
     records = [
         json.loads(line)
         for path in folder.glob('*/vis_data/scalars.json')
@@ -199,19 +150,17 @@ def iteration_seconds(folder: Path) -> float | None:
 
 def execute(
     run: Run,
-    env: dict[str, str],
+    env: Mapping[str, str],
     on_progress: Callable[[float], None],
-    running: set[subprocess.Popen],
-    stopped: threading.Event,
-) -> dict:
+    processes: Processes,
+) -> dict[str, Any]:
     """Train and test, going on where an earlier attempt stopped.
 
     Args:
         run: What to run.
         env: Environment of the processes.
         on_progress: Called with the share of the training that is done.
-        running: See `stream`.
-        stopped: Whether to start nothing more.
+        processes: What runs and stops the processes.
 
     Returns:
         The run's state with what was measured: 'metrics', those of the test by name, 'seconds', of
@@ -221,8 +170,6 @@ def execute(
     Raises:
         ToolError: Training or test failed or was stopped.
     """
-    from mmengine.runner import find_latest_checkpoint
-
     run.folder.mkdir(parents=True, exist_ok=True)
     memory_logged = 0
 
@@ -239,17 +186,15 @@ def execute(
         run.keep(state)  # before anything that a run of another config could resume
         log = run.folder / 'log.txt'
         train = command('train', run, '--resume', folder=run.folder)
-        memory = stream(train, log, env, lock, follow, running)
+        memory = processes.run(train, log, env, lock, follow)
         state['memory'] = max(state['memory'], memory_logged or memory)
         run.keep(state)
         checkpoint = find_latest_checkpoint(str(run.folder))
         if checkpoint is None:
             raise ToolError(f'{run.folder}: training left no checkpoint')
-        if stopped.is_set():
-            raise ToolError('stopped')
         tested = run.folder / 'test'
         test = command('test', run, checkpoint, folder=tested)
-        stream(test, log, env, lock, lambda line: None, running)
+        processes.run(test, log, env, lock, lambda line: None)
         state |= {
             'metrics': last_metrics(tested),
             'seconds': iteration_seconds(run.folder),

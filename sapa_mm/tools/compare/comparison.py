@@ -1,0 +1,227 @@
+"""A comparison from its configs to its report."""
+
+import argparse
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+
+from ..benchmark.report import environment
+from ..complexity.command import config_size
+from ..configs import own_script, read_config, reason
+from ..errors import ToolError
+from ..output import write_json, write_text
+from ..predictions import draw_predictions
+from ..presets import upsampler_config
+from ..swap import swap
+from .pool import make_runs
+from .report import Variant, write_report
+from .runs import Run, locked, plan
+
+# Finished runs, each with what it measured.
+Results = Sequence[tuple[Run, dict[str, Any]]]
+
+
+def variant_text(name: str, base: Config, upsampler: str, cfg_options: dict[str, Any]) -> str:
+    """Return the text of a variant's config, which depends on no other file.
+
+    Args:
+        name: CONFIG.
+        base: What was read from there.
+        upsampler: Name of the variant's upsampler.
+        cfg_options: What --cfg-options says.
+
+    Raises:
+        ToolError: The base has no host, no test, or not what --cfg-options names.
+    """
+    cfg = copy.deepcopy(base)
+    overrides, _ = swap(cfg, upsampler_config(upsampler))
+    evaluators = cfg.to_dict().get('test_evaluator')
+    if not evaluators:
+        raise ToolError(f'CONFIG: expected a test_evaluator in {name}, got none')
+    if cfg.default_scope == 'mmseg':
+        evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
+        if not any(e['type'] == 'BoundaryIoU' for e in evaluators):
+            evaluators = [*evaluators, dict(type='BoundaryIoU')]
+        overrides['test_evaluator'] = evaluators
+    try:
+        cfg.merge_from_dict(overrides)
+        cfg.merge_from_dict(cfg_options)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ToolError(f'--cfg-options: {reason(error)}') from error
+    return f'# {name} with {upsampler}, by tools/compare.py.\n{cfg.pretty_text}'
+
+
+def write_variants(
+    name: str, upsamplers: Sequence[str], cfg_options: dict[str, Any], folder: Path
+) -> dict[str, Path]:
+    """Write a config for every upsampler, or none if one of them cannot be made.
+
+    Args:
+        name: CONFIG.
+        upsamplers: Names.
+        cfg_options: What --cfg-options says.
+        folder: Where.
+
+    Returns:
+        The file of each.
+
+    Raises:
+        ToolError: CONFIG cannot be read, has no host, no test, or not what --cfg-options names.
+    """
+    base = read_config(name)
+    texts = {
+        upsampler: variant_text(name, base, upsampler, cfg_options) for upsampler in upsamplers
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    configs = {upsampler: folder / f'{upsampler}.py' for upsampler in upsamplers}
+    for upsampler, path in configs.items():
+        write_text(path, texts[upsampler])
+    return configs
+
+
+def measure_cost(
+    runs: Sequence[Run], size: Sequence[int], device: str, work: Path
+) -> dict[str, dict[str, Any]]:
+    """Count and time all variants by `benchmark.py --models`, unless that was done before.
+
+    Args:
+        runs: The runs.
+        size: (H, W) of the image.
+        device: Where to time.
+        work: Folder of the comparison, which keeps the figures.
+
+    Returns:
+        The row of each.
+
+    Raises:
+        ToolError: It failed.
+    """
+    variants = {run.upsampler: run for run in runs}
+    key = [device, *map(str, size), *(run.fingerprint for run in variants.values())]
+    path = work / 'cost.json'
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    if known.get('key') != key:
+        listed = [str(run.config) for run in variants.values()]
+        arguments = ['--models', *listed, '--image-size', *map(str, size), '--device', device]
+        command = [sys.executable, '-W', 'ignore', str(own_script('benchmark')), *arguments]
+        raw = work / 'benchmark.json'
+        found = subprocess.run(
+            [*command, '--json', str(raw)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if found.returncode:
+            raise ToolError(f'the cost cannot be measured:\n{found.stderr[-2000:]}')
+        known = {'key': key, 'rows': json.loads(raw.read_text())['models']}
+        write_json(path, known)
+    return dict(zip(variants, known['rows'], strict=True))
+
+
+def draw(
+    path: Path, configs: Mapping[str, Path], finished: Results, count: int, device: str
+) -> None:
+    """Draw what a finished run of each upsampler predicts.
+
+    Args:
+        path: File to write.
+        configs: Config file of every upsampler.
+        finished: The finished runs, at least one; the first of an upsampler predicts.
+        count: How many images there are.
+        device: Where to predict.
+
+    Raises:
+        ToolError: It cannot be drawn.
+    """
+    models: dict[str, tuple[Config, str]] = {}
+    for run, result in finished:
+        if run.upsampler not in models:
+            cfg = read_config(str(configs[run.upsampler]))
+            models[run.upsampler] = cfg, str(run.folder / result['checkpoint'])
+    try:
+        draw_predictions(path, models, count, device)
+    except Exception as error:  # of whatever kind: data and models are the user's
+        what = str(error) if isinstance(error, ToolError) else reason(error)
+        raise ToolError(f'{path.name} cannot be drawn: {what}') from error
+
+
+def describe(
+    config: str, runs: Sequence[Run], finished: Results, size: Sequence[int], device: str
+) -> list[str]:
+    """Return the paragraphs that say what was run where, and what the figures are."""
+    info = environment(torch.device(device))
+    return [
+        f'Base config: `{config}`. {len(finished)} of {len(runs)} runs are finished. '
+        f'{info["date"]}, {info["device"]}, torch {info["torch"]}.',
+        f'Mean ± standard deviation over the seeds, which are the same for all. GFLOPs '
+        f'(multiply-adds) and latency are of one image of {size[0]}x{size[1]}, the latency in '
+        'float32, all models in turns; in brackets, times the first. Memory is the most that '
+        'training took, of the GPU or without one of the process; an iteration is the median one.',
+    ]
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Make a comparison, in a folder that nobody else works in meanwhile.
+
+    Args:
+        options: The options.
+
+    Returns:
+        Exit status: 1 if a run failed.
+
+    Raises:
+        ToolError: Before any run, if one of them cannot be made.
+    """
+    name = Path(options.config.rpartition('::')[2]).stem
+    work = (options.work_dir or Path('work_dirs/compare') / name).absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    with locked(work):
+        return compare_in(work, name, options)
+
+
+def compare_in(work: Path, name: str, options: argparse.Namespace) -> int:
+    """Make a comparison called ``name`` in a folder that is locked; see `compare`."""
+    gpus = torch.cuda.device_count()
+    device = 'cuda' if gpus else 'cpu'
+    configs = write_variants(
+        options.config, options.upsamplers, options.cfg_options, work / 'configs'
+    )
+    size = options.image_size or config_size(read_config(str(next(iter(configs.values())))))
+    if size is None:
+        raise ToolError(f'CONFIG: {options.config} names no size of its images; give --image-size')
+    runs = plan(configs, options.seeds, work)
+    cost = measure_cost(runs, size, device, work)
+
+    failures = []
+    if not options.report_only:
+        failures = make_runs(runs, options.jobs or max(gpus, 1), gpus)
+    finished = [(run, result) for run in runs if (result := run.result())]
+    pictures = False
+    if finished:
+        try:
+            draw(work / 'pictures.png', configs, finished, options.images, device)
+            pictures = True
+        except ToolError as error:
+            failures.append(str(error))
+
+    variants = [
+        Variant(
+            upsampler,
+            {run.seed: result for run, result in finished if run.upsampler == upsampler},
+            cost[upsampler],
+        )
+        for upsampler in options.upsamplers
+    ]
+    notes = describe(options.config, runs, finished, size, device)
+    for path in write_report(work, f'Upsamplers in {name}', notes, variants, pictures):
+        print(path)
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    return int(bool(failures))

@@ -1,0 +1,97 @@
+"""Makes several runs at a time, each in a slot with an environment of its own."""
+
+import os
+import queue
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+from ..errors import ToolError
+from .display import Display
+from .processes import Processes
+from .runs import Run, execute
+
+
+def environments(jobs: int, gpus: int) -> list[dict[str, str]]:
+    """Return the environment of every slot: this process's, with a GPU or a share of the cores.
+
+    Args:
+        jobs: How many slots there are.
+        gpus: GPUs that this process sees. More slots than that share them.
+    """
+    common = {**os.environ, 'PYTHONUNBUFFERED': '1'}
+    if not gpus:
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+        return [{**common, 'OMP_NUM_THREADS': str(threads)} for _ in range(jobs)]
+    visible = [name for name in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if name]
+    visible = visible or [str(gpu) for gpu in range(gpus)]
+    return [{**common, 'CUDA_VISIBLE_DEVICES': visible[slot % gpus]} for slot in range(jobs)]
+
+
+class Pool:
+    """Makes runs, one at a time in each slot.
+
+    Args:
+        slots: Environment of the processes of every slot.
+        display: Shows how far the runs are, and what comes of them.
+    """
+
+    def __init__(self, slots: Sequence[Mapping[str, str]], display: Display) -> None:
+        self._size = len(slots)
+        self._free: queue.SimpleQueue[Mapping[str, str]] = queue.SimpleQueue()
+        for slot in slots:
+            self._free.put(slot)
+        self._display = display
+        self._processes = Processes()
+        self._failures: list[str] = []
+
+    def make(self, runs: Sequence[Run]) -> list[str]:
+        """Make runs; whatever ends that early, be it a signal's exception, stops all of them.
+
+        Args:
+            runs: In the order to start them.
+
+        Returns:
+            What failed, a message each.
+        """
+        with ThreadPoolExecutor(self._size) as threads:
+            try:
+                futures = [threads.submit(self._make_one, run) for run in runs]
+                for future in as_completed(futures):
+                    future.result()
+            except BaseException:
+                self._processes.stop()
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
+        return self._failures
+
+    def _make_one(self, run: Run) -> None:
+        slot = self._free.get()
+        try:
+            with self._display.bar(run.name) as advance:
+                result = execute(run, slot, advance, self._processes)
+                shown = ', '.join(f'{key} {value:.2f}' for key, value in result['metrics'].items())
+                self._display.say(f'{run.name}: {shown}')
+        except ToolError as error:
+            if not self._processes.stopped:
+                self._failures.append(f'{run.name}: {error}')
+                what = str(error).splitlines()[0]
+                self._display.say(f'{run.name} failed: {what}', 'red')
+        finally:
+            self._free.put(slot)
+
+
+def make_runs(runs: Sequence[Run], jobs: int, gpus: int) -> list[str]:
+    """Make the runs that are not finished, and show how far they are.
+
+    Args:
+        runs: In the order to start them.
+        jobs: How many at a time.
+        gpus: GPUs of this machine.
+
+    Returns:
+        What failed, a message each.
+    """
+    todo = [run for run in runs if run.result() is None]
+    with Display(len(todo)) as display:
+        display.say(f'{len(runs)} runs, {len(runs) - len(todo)} of them finished before.')
+        return Pool(environments(jobs, gpus), display).make(todo)

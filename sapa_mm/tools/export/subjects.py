@@ -1,0 +1,168 @@
+"""What is exported: a segmentor, or an upsampler alone."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModule
+from mmengine.runner import load_checkpoint
+from torch import Tensor, nn
+
+from sapa_mm.upsamplers import build_upsampler
+
+from ..complexity.command import read_job
+from ..complexity.count import build
+from ..configs import reason
+from ..errors import ToolError
+from ..presets import upsampler_config
+
+if TYPE_CHECKING:  # an upsampler alone needs no framework
+    from mmseg.models import BaseSegmentor
+
+Size = tuple[int, int]
+
+# Size of the guide of an upsampler unless --size gives one.
+UPSAMPLER_SIZE = (64, 96)
+
+
+class Subject(NamedTuple):
+    """What is exported.
+
+    Attributes:
+        name: As the user gave it.
+        model: The module, in evaluation mode.
+        inputs: Names of its inputs.
+        output: Name of its output.
+        make: (batch, height, width) to inputs.
+        notes: Lines for whoever feeds the file.
+    """
+
+    name: str
+    model: nn.Module
+    inputs: tuple[str, ...]
+    output: str
+    make: Callable[[int, int, int], tuple[Tensor, ...]]
+    notes: tuple[str, ...] = ()
+
+
+class Logits(nn.Module):
+    """Computes a segmentor's logits of whole images.
+
+    Args:
+        segmentor: A segmentor of mmseg that has ``encode_decode``.
+    """
+
+    def __init__(self, segmentor: 'BaseSegmentor') -> None:
+        super().__init__()
+        self.model = segmentor
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Compute the logits (N, classes, H, W) of an image (N, 3, H, W)."""
+        # A plain tuple: `torch.Size` would be taken for the size of a window.
+        size = tuple(image.shape[2:])
+        return self.model.encode_decode(image, [dict(img_shape=size, ori_shape=size)])
+
+
+def preprocessing(cfg: Config) -> str:
+    """Say in words how a model's images are prepared."""
+    options = cfg.model.get('data_preprocessor') or {}
+    mean, std = options.get('mean'), options.get('std')
+    order = 'RGB' if options.get('bgr_to_rgb') else 'BGR'
+    if options.get('rgb_to_bgr'):
+        order = 'as the images are read, with the channels turned round'
+    values = f'({order} of 0 to 255 - mean {mean}) / std {std}' if mean else f'{order} of 0 to 255'
+    return f'image: float32 (N, 3, H, W), {values}'
+
+
+def build_segmentor(cfg: Config, checkpoint: Path | None) -> BaseModule:
+    """Build a config's segmentor for inference, without downloading anything.
+
+    Args:
+        cfg: The config; what it says of pretrained weights is taken out of it.
+        checkpoint: File of the weights. None: they are random.
+    """
+    for part in (cfg.model, cfg.model.get('backbone') or {}):
+        part.pop('pretrained', None)
+        part.pop('init_cfg', None)
+    model: BaseModule = build(cfg)
+    if checkpoint is None:
+        model.init_weights()
+    else:
+        load_checkpoint(model, str(checkpoint), map_location='cpu', strict=True)
+    return model
+
+
+def read_segmentor(
+    config: str, checkpoint: Path | None, size: Sequence[int] | None
+) -> tuple[Subject, Size]:
+    """Build the segmentor of a config.
+
+    Args:
+        config: CONFIG.
+        checkpoint: CHECKPOINT. None: the weights are random.
+        size: (H, W) that --size gives. None: the config's.
+
+    Returns:
+        The subject, and the size of its images.
+
+    Raises:
+        ToolError: A config that is no segmentor's, or weights that do not fit it.
+    """
+    job = read_job(config, size)
+    cfg = job.cfg
+    if cfg.default_scope != 'mmseg':
+        raise ToolError(
+            f'CONFIG: expected a segmentor of mmsegmentation, or --upsampler, got a model of '
+            f'{cfg.default_scope}, {cfg.model.get("type")}; detectors are not exported'
+        )
+    try:
+        model = build_segmentor(cfg, checkpoint)
+    except Exception as error:  # of whatever kind: model and weights are the user's
+        raise ToolError(f'{checkpoint or config} cannot be loaded: {reason(error)}') from error
+    if not hasattr(model, 'encode_decode'):
+        raise ToolError(
+            f'CONFIG: expected a segmentor with encode_decode, got {type(model).__name__}'
+        )
+    channels = cfg.model.get('backbone', {}).get('in_channels', 3)
+    subject = Subject(
+        config,
+        Logits(model).eval(),
+        ('image',),
+        'logits',
+        lambda batch, height, width: (torch.randn(batch, channels, height, width),),
+        (preprocessing(cfg),),
+    )
+    return subject, job.size
+
+
+def make_upsampler(
+    name: str, channels: Sequence[int], size: Sequence[int] | None
+) -> tuple[Subject, Size]:
+    """Build the upsampler of a preset.
+
+    Args:
+        name: Name of the preset.
+        channels: Channels of x and, where they differ, of the guide.
+        size: (Hg, Wg) that --size gives. None: `UPSAMPLER_SIZE`.
+
+    Returns:
+        The subject, and the size of its guide.
+
+    Raises:
+        ToolError: The upsampler does not take these channels.
+    """
+    torch.manual_seed(0)
+    try:
+        model = build_upsampler(upsampler_config(name), *channels)
+    except (ImportError, TypeError, ValueError) as error:
+        raise ToolError(f'--channels: {error}') from error
+    low, high = channels[0], channels[-1]
+
+    def make(batch: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+        x = torch.randn(batch, low, -(-height // 2), -(-width // 2))
+        return x, torch.randn(batch, high, height, width)
+
+    height, width = size or UPSAMPLER_SIZE
+    return Subject(name, model.eval(), ('x', 'guide'), 'upsampled', make), (height, width)
