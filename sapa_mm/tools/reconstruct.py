@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
@@ -107,7 +107,7 @@ def parse_arguments(
     return options
 
 
-def loaders(cfg: Config) -> tuple[dict, dict]:
+def loaders(cfg: Config) -> tuple[ConfigDict, ConfigDict]:
     """The data loaders that train and test."""
     return cfg.train_dataloader, cfg.val_dataloader
 

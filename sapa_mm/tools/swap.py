@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..upsamplers import GuidedType, guided_hosts
 from .arguments import output_file
 from .configs import children, read_config, reason, type_name
-from .errors import ToolError
+from .errors import ToolError, reported_by
 from .output import write_text
 from .presets import upsampler_config, upsampler_name, upsampler_names
 
@@ -233,12 +233,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             parser.error(f'argument --out: {options.out} exists; --force replaces it')
     if options.out.suffix != '.py':
         parser.error(f'argument --out: expected a file that ends in .py, got {options.out}')
-    try:
+    with reported_by(parser):
         upsample_cfg = upsampler_config(options.upsampler, options.options)
         text, changes = swapped(options.config, upsample_cfg, options.out.absolute())
         added = parameters_added(options.config, text, options.out.absolute().parent)
-    except ToolError as error:
-        parser.error(str(error))
     write_text(options.out, text)
     for change in changes:
         kept = ' (as it was)' if change.before == change.after else f' -> {change.after}'

@@ -73,7 +73,7 @@ def test_steps_of_the_toy_segformer(guided):
     assert [step.name for step in guided.steps] == list(STEPS)
     for step in guided.steps:
         low = STEPS[step.name]
-        assert step.host == 'decode_head' and step.kind == 'SAPA gated' and step.exact
+        assert step.host == 'decode_head' and step.kind == 'SAPA (gated)' and step.exact
         assert step.sizes == [((low, low), (2 * low, 2 * low))]
         assert step.params == SAPA_G_PARAMS == 6561
         assert step.flops == sapa_g_flops(low)
@@ -432,7 +432,7 @@ def test_counts_models_prints_tables_and_writes_files(tmp_path, guided):
     assert model['steps'][0] == {
         'host': 'decode_head',
         'name': 'c4_c3',
-        'kind': 'SAPA gated',
+        'kind': 'SAPA (gated)',
         'sizes': [[[5, 5], [10, 10]]],
         'params': 6561,
         'flops': sapa_g_flops(5),
@@ -455,7 +455,7 @@ def test_counts_models_prints_tables_and_writes_files(tmp_path, guided):
     assert f'## {config}\n\nEncoderDecoder, image 3 x 160 x 160\n' in text
     assert '| model | 565,233 | 0.1008 |' in text
     assert '| in it: upsampling | 39,366 | 0.03151 |' in text
-    assert '| decode_head c4_c1 | SAPA gated | 20 x 20 | 40 x 40 | 6,561 | 0.008845 |' in text
+    assert '| decode_head c4_c1 | SAPA (gated) | 20 x 20 | 40 x 40 | 6,561 | 0.008845 |' in text
     assert re.search(r'^Not counted, with how often they ran: .*gelu \(5\)', text, re.M)
     assert '| Faster R-CNN R50 | CARAFE | 0.2224 | 0.22 | +0.0024 | |' in text
     assert '| IndexNet | 44.1935 | 44.20 | -0.0065 | (1) |' in text

@@ -248,12 +248,12 @@ def test_layouts_can_be_chosen(tmp_path, capsys):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (['--num-train', '0'], 'num_train must be at least 1, got 0'),
-        (['--num-val', '-2'], 'num_val must be at least 1, got -2'),
-        (['--size', '63'], 'size must be at least 64, got 63'),
-        (['--size', '64', '9999'], 'size must be at most 2048, got 9999'),
+        (['--num-train', '0'], 'num_train: expected a positive int, got 0'),
+        (['--num-val', '-2'], 'num_val: expected a positive int, got -2'),
+        (['--size', '63'], 'size: expected an int from 64 to 2048, got 63'),
+        (['--size', '64', '9999'], 'size: expected an int from 64 to 2048, got 9999'),
         (['--size', '64', '64', '64'], 'size must be a height and a width'),
-        (['--seed', '-1'], 'seed must be at least 0, got -1'),
+        (['--seed', '-1'], 'seed: expected an int of at least 0, got -1'),
         (['--layouts', 'voc'], "invalid choice: 'voc'"),
     ],
 )
@@ -266,7 +266,7 @@ def test_bad_options_are_refused_first(tmp_path, capsys, options, message):
 
 
 def test_options_check_types():
-    with pytest.raises(TypeError, match=r'num_train must be an integer, got 2\.5'):
+    with pytest.raises(TypeError, match=r'num_train: expected a positive int, got 2\.5'):
         toy.Options(num_train=2.5)
 
 

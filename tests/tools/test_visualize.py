@@ -1,14 +1,15 @@
-import importlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from mmdet.registry import MODELS as DETECTORS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import save_checkpoint
 from mmseg.apis import inference_model, init_model
+from mmseg.registry import MODELS as SEGMENTORS
 from PIL import Image
 
 from sapa_mm.tools import visualize as tool
@@ -40,7 +41,7 @@ class Inputs(NamedTuple):
 
 def save_random(config: Path, scope: str, path: Path) -> Path:
     """Write a checkpoint with random weights, among them SAPA's that are far from uniform."""
-    registry = importlib.import_module(f'{scope}.registry').MODELS
+    registry = {'mmseg': SEGMENTORS, 'mmdet': DETECTORS}[scope]
     cfg = Config.fromfile(config)
     init_default_scope(scope)
     model = registry.build(cfg.model)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from ..arguments import output_file, positive
 from ..configs import package_folder, read_config, reason
-from ..errors import ToolError
+from ..errors import ToolError, reported_by
 from ..output import write_json, write_text
 from .report import model_section, size_text, table_section
 
@@ -185,12 +185,11 @@ def parse(
         parser.error('expected a CONFIG or --table, got neither')
     if options.shape and not options.configs:
         parser.error('argument --shape: expected a CONFIG with it; the tables have their own sizes')
-    try:
+    with reported_by(parser):
         for package in itertools.chain.from_iterable(TABLES[name] for name in options.table):
             package_folder(package)
-        return options, [read_job(name, options.shape) for name in options.configs]
-    except ToolError as error:
-        parser.error(str(error))
+        jobs = [read_job(name, options.shape) for name in options.configs]
+    return options, jobs
 
 
 def count_job(job: Job) -> 'Complexity':

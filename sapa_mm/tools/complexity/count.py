@@ -24,7 +24,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from sapa_mm.upsamplers import SingleInputUpsampler
+from sapa_mm.upsamplers.inspection import describe_upsampler, iter_upsamplers
 
 Size = tuple[int, int]
 
@@ -86,26 +86,14 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def describe(upsampler: nn.Module) -> str:
-    """Name the type of an upsampler, and its variant if it has one: ``'SAPA gated'``."""
-    if isinstance(upsampler, SingleInputUpsampler):
-        layer = upsampler.layer
-        return layer.mode if isinstance(layer, nn.Upsample) else type(layer).__name__
-    options = (getattr(upsampler, name, None) for name in ('similarity', 'variant', 'mode'))
-    return ' '.join([type(upsampler).__name__, *(o for o in options if isinstance(o, str))])
-
-
 def find_steps(model: nn.Module) -> list[tuple[Step, Any]]:
     """Return every step of a model, not yet counted, and its upsampler, an `nn.Module`."""
     found: list[tuple[Step, Any]] = []
-    for path, host in model.named_modules():
-        upsamplers = getattr(host, 'upsamplers', None)
-        if isinstance(upsamplers, nn.ModuleDict):
-            for name, upsampler in upsamplers.items():
-                params = count_parameters(upsampler)
-                exact = hasattr(upsampler, 'flops')
-                step = Step(path, name, describe(upsampler), [], params, 0, exact)
-                found.append((step, upsampler))
+    for path, name, upsampler in iter_upsamplers(model):
+        params = count_parameters(upsampler)
+        exact = hasattr(upsampler, 'flops')
+        step = Step(path, name, describe_upsampler(upsampler), [], params, 0, exact)
+        found.append((step, upsampler))
     return found
 
 
@@ -154,9 +142,9 @@ class Pass(nn.Module):
 
     def __init__(self, model: nn.Module, size: Size):
         super().__init__()
-        self.model: Any = model
         if getattr(model, 'auxiliary_head', None) is not None:
-            self.model.auxiliary_head = None
+            model.auxiliary_head = None  # type: ignore[assignment]
+        self.model: Any = model
         self.size = size
         self.proposals = self._fix_proposals()
         for step, upsampler in find_steps(self):

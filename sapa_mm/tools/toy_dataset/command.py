@@ -26,13 +26,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from ...ops.checks import check_int, check_positive_int
 from .scenes import BACKGROUNDS, OBJECTS, Scene, render_scene
 from .shapes import mask_to_polygons
 
 try:
     import fcntl
 except ImportError:  # no such locks on Windows: leftovers of a killed run stay there
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 MARKER = 'toy_dataset.json'
 LAYOUTS = ('ade', 'coco')
@@ -110,15 +111,11 @@ class Options:
     def __post_init__(self) -> None:
         if len(self.size) != 2:
             raise ValueError(f'size must be a height and a width, got {self.size}')
-        limits = [('num_train', self.num_train, 1), ('num_val', self.num_val, 1)]
-        limits += [('seed', self.seed, 0), *(('size', side, SIZES[0]) for side in self.size)]
-        for name, value, least in limits:
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f'{name} must be an integer, got {value!r}')
-            if value < least:
-                raise ValueError(f'{name} must be at least {least}, got {value}')
-        if max(self.size) > SIZES[1]:
-            raise ValueError(f'size must be at most {SIZES[1]}, got {max(self.size)}')
+        check_positive_int('num_train', self.num_train)
+        check_positive_int('num_val', self.num_val)
+        check_int('seed', self.seed, low=0)
+        for side in self.size:
+            check_int('size', side, *SIZES)
         unknown = set(self.layouts) - set(LAYOUTS)
         if unknown or not self.layouts:
             raise ValueError(f'layouts must be some of {LAYOUTS}, got {self.layouts}')
@@ -169,7 +166,8 @@ def _write_split(root: Path, split: str, options: Options, scenes: Iterable[Scen
         coco_file.parent.mkdir(exist_ok=True)
 
     height, width = options.size
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for k, scene in enumerate(scenes, 1):
         buffer = io.BytesIO()
         # Without chroma subsampling, which would smear colours across the boundaries.
@@ -340,9 +338,9 @@ def print_summary(out: Path, options: Options, counts: Statistics, console: Cons
         table.add_column(heading)
     for heading in ('pixels %', 'objects: train', 'val'):
         table.add_column(heading, justify='right')
-    for kind in BACKGROUNDS.values():
-        name = f'{kind.ade_index} {kind.ade_name}'
-        table.add_row(name, '', f'{shares[kind.ade_index]:.2f}', '', '')
+    for background in BACKGROUNDS.values():
+        name = f'{background.ade_index} {background.ade_name}'
+        table.add_row(name, '', f'{shares[background.ade_index]:.2f}', '', '')
     for kind in OBJECTS:
         coco_id = COCO_IDS[COCO_NAMES.index(kind.coco_name)]
         numbers = [str(counts.instances[split, kind.coco_name]) for split in ('train', 'val')]

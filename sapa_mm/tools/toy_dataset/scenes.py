@@ -312,10 +312,10 @@ def _draw_background(
     if upper.ade_name == 'sky':
         cloud = np.clip(fractal_noise(rng, shape, 2) * 0.6 + rng.uniform(-0.3, 0.4), 0, 1)
         above += (cloud * rng.uniform(0.4, 0.8))[..., None] * (0.95 - above)
-    above = _add_clutter(rng, above, rng.integers(1, 4))
+    above = _add_clutter(rng, above, int(rng.integers(1, 4)))
     below = lower.texture.sample(rng, shape)
     below *= 1 + 0.15 * fractal_noise(rng, shape)[..., None]
-    below = _add_clutter(rng, below, rng.integers(1, 4))
+    below = _add_clutter(rng, below, int(rng.integers(1, 4)))
 
     border = rng.uniform(0.32, 0.55)
     x = np.linspace(0, 1, width * 2)

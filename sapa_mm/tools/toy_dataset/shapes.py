@@ -133,7 +133,7 @@ def draw_bicycle(rng: np.random.Generator) -> Shape:
         wheels += [(True, ellipse(hub, (radius, radius))), (False, ellipse(hub, (inner, inner)))]
         for angle in first + np.arange(count) * 2 * np.pi / count:
             tip = np.array(hub) + inner * np.array([np.cos(angle), np.sin(angle)])
-            wheels.append((True, bar(hub, tip, 0.028)))
+            wheels.append((True, bar(hub, tuple(tip), 0.028)))
         wheels.append((True, ellipse(hub, (0.05, 0.05))))
     crank, seat = (-0.06, radius - 0.02), (-0.2 + rng.uniform(-0.04, 0.04), 0.82)
     head = (0.33 + rng.uniform(-0.04, 0.04), 0.8)
