@@ -136,6 +136,12 @@ def requested_backend() -> str:
     return _forced or 'auto'
 
 
+@functools.cache
+def _import(name: str) -> ModuleType:
+    """Import a module, relative to this package."""
+    return importlib.import_module(name, __package__)
+
+
 def implementation(
     modules: dict[str, str], requested: str, high: Tensor, low: Tensor, kernel_size: int
 ) -> ModuleType:
@@ -159,7 +165,7 @@ def implementation(
             name = 'triton'
         elif requested == 'triton':
             raise RuntimeError(f'the triton backend cannot run: {reason}')
-    return importlib.import_module(modules[name], __package__)
+    return _import(modules[name])
 
 
 def without_autocast(function: Callable) -> Callable:

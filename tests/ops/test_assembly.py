@@ -123,6 +123,21 @@ def test_opcheck(device):
         torch.library.opcheck(torch.ops.sapa_mm.assemble.default, (weights, inputs[1], 3, 2))
 
 
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_opcheck_of_groups_backward(layout, device):
+    """The gradients lie in memory as those of the fake kernel, which a compiled program expects."""
+    grad, weights, value = (
+        make_tensor(2, channels, *size, layout=layout, device=device)
+        for channels, size in ((4, (6, 8)), (18, (6, 8)), (4, (3, 4)))
+    )
+    arguments = (grad, weights, value, 3, 2)
+    torch.library.opcheck(
+        torch.ops.sapa_mm.assemble_backward.default,
+        arguments,
+        test_utils=('test_schema', 'test_faketensor'),
+    )
+
+
 @pytest.mark.parametrize('compiler', ['aot_eager', 'inductor'])
 @torch._dynamo.config.patch(error_on_recompile=True)
 def test_compile(compiler, device):

@@ -66,6 +66,12 @@ class Geometry:
                     self.scratch.give_back()
 
 
+def _cut(start: int, stop: int, length: int) -> tuple[slice, slice]:
+    """Cut positions start..stop to 0..length; the second slice counts from ``start``."""
+    inside = slice(max(start, 0), min(stop, length))
+    return inside, slice(inside.start - start, inside.stop - start)
+
+
 class Strip:
     """A strip is a rectangle of cells (low-resolution pixels) and of the pixels that are theirs.
 
@@ -108,6 +114,10 @@ class Strip:
         gap = geometry.kernel_size - 1
         #: The number of rows: those of every image's cells, and the gaps between.
         self.stacked = (images.stop - images.start) * (height + gap) - gap
+        image_y, window_y = _cut(y0 - geometry.radius, y1 + geometry.radius, geometry.height)
+        image_x, window_x = _cut(x0 - geometry.radius, x1 + geometry.radius, geometry.width)
+        #: The cells and the halo, cut to the image: in it (y, x), in the window (y, x).
+        self.inside = image_y, image_x, window_y, window_x
 
     def by_image(self, rows: Tensor) -> Tensor:
         """View rows (rows, ...) as those of the cells alone (images, rows, ...)."""
@@ -117,20 +127,6 @@ class Strip:
     def windows_by_image(self, window: Tensor) -> Tensor:
         """View (rows + K - 1, columns + K - 1, C) as (images, rows + K - 1, columns + K - 1, C)."""
         return window.unflatten(0, (-1, self.cells[0] + 2 * self.geometry.radius))
-
-    @cached_property
-    def inside(self) -> tuple[slice, slice, slice, slice]:
-        """Return the cells and the halo, cut to the image: in it (y, x), in the window (y, x)."""
-        radius = self.geometry.radius
-
-        def cut(start: int, stop: int, length: int) -> tuple[slice, slice]:
-            start, stop = start - radius, stop + radius
-            inside = slice(max(start, 0), min(stop, length))
-            return inside, slice(inside.start - start, inside.stop - start)
-
-        image_y, window_y = cut(self.y0, self.y1, self.geometry.height)
-        image_x, window_x = cut(self.x0, self.x1, self.geometry.width)
-        return image_y, image_x, window_y, window_x
 
     @cached_property
     def places_of_pixels(self) -> tuple[Tensor, Tensor]:
