@@ -135,12 +135,12 @@ def launches(case: Case, device: Device) -> list[launch.Launch]:
 
 
 def source(item: launch.Launch, backend: str) -> ASTSource:
-    """What the compiler is given, specialized as at a launch."""
+    """Give the compiler what it is given at a launch, specialized likewise."""
     constants: dict[tuple[int, ...], object] = {}
     hints: dict[tuple[int, ...], list[list]] = {}
 
     def kind(value: Any, path: tuple[int, ...], unspecialized: bool = False) -> Any:
-        """The type of an argument, or of an element; its constants and hints are put down."""
+        """Return the type of an argument or element, and put its constants and hints down."""
         if isinstance(value, tuple):
             return type(value)(*(kind(x, (*path, i)) for i, x in enumerate(value)))
         if isinstance(value, tl.constexpr):

@@ -80,6 +80,54 @@ def test_half_precision_without_matrix_instructions_is_found():
     assert run('-c', script).stdout.splitlines() == ['', 'no matrix instruction']
 
 
+def test_elements_of_a_tuple_are_specialized_one_by_one():
+    script = (
+        'import compile_kernels as gate\n'
+        "item = gate.launches(gate.Case(size=(48, 64)), gate.DEVICES['sm_80'])[0]\n"
+        "source = gate.source(item, 'cuda')\n"
+        "print(*source.signature['query'], source.constants[0, 2])\n"
+        'names = item.kernel.arg_names\n'
+        'print(*sorted((names[i], *element) for i, *element in source.attrs))\n'
+    )
+    signature, hints = run('-c', script).stdout.splitlines()
+    # With channels innermost their stride is a constant.
+    assert signature == '*fp16 i32 constexpr i32 i32 1'
+    # The rows of the maps are multiples of 16 too, but no kernel shall be compiled for that.
+    scalars = ('cells_x', 'channels', 'embed', 'high_x', 'share')
+    tensors = ('query', 'key', 'value', 'out')
+    expected = [(name,) for name in scalars] + [(x, i) for x in tensors for i in (0, 1, 3, 4)]
+    assert hints == ' '.join(map(str, sorted(expected)))
+
+
+LAUNCHED = """
+import compile_kernels as gate, triton
+from triton.runtime.driver import driver
+
+class Driver:  # of a GPU that is not there
+    get_current_device = get_current_stream = lambda *_: 0
+    get_current_target = lambda _: device.target
+
+driver.set_active(Driver())
+for name, case in (('sm_90', gate.Case()), ('gfx942', gate.Case(size=(1, 1), embed=1, channels=1))):
+    device = gate.DEVICES[name]
+    for item in gate.launches(case, device):
+        options = dict(num_warps=item.num_warps, num_stages=item.num_stages)
+        item.kernel.device_caches.clear()
+        launched = item.kernel.warmup(**item.arguments, **item.constants, **options, grid=(1,))
+        source = gate.source(item, device.target.backend)
+        compiled = triton.compile(source, target=device.target, options=options)
+        print(name, item.kernel.__name__, launched.asm['ttir'] == compiled.asm['ttir'])
+"""
+
+
+def test_a_launch_compiles_the_same():
+    result = run('-c', LAUNCHED)
+    assert result.returncode == 0, result.stderr
+    found = {tuple(line.split()) for line in result.stdout.splitlines()}
+    devices = ('sm_90', 'gfx942')
+    assert found == {(device, kernel, 'True') for device in devices for kernel in KERNELS}
+
+
 def test_it_does_not_run_in_the_interpreter():
     result = run(str(TOOL), TRITON_INTERPRET='1')
     assert result.returncode == 2
