@@ -1,4 +1,4 @@
-"""The main job with real processes: data, training by either script, testing, the picture."""
+"""Do the main job with real processes: data, training by either script, testing, the picture."""
 
 import json
 import os
@@ -21,7 +21,7 @@ SHORT = ['train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.che
 
 
 def python(folder: Path, script: Path, *arguments: object) -> str:
-    """Run a script in a folder; its output."""
+    """Run a script in a folder; return its output."""
     result = subprocess.run(
         [sys.executable, str(script), *map(str, arguments)],
         cwd=folder,
@@ -36,20 +36,20 @@ def python(folder: Path, script: Path, *arguments: object) -> str:
 
 
 def scalars(work_dir: Path) -> dict:
-    """The last line that a run logged, its validation."""
+    """Return the last line that a run logged, its validation."""
     (log,) = work_dir.glob('*/vis_data/scalars.json')
     return json.loads(log.read_text().splitlines()[-1])
 
 
 def metrics_of(work_dir: Path) -> dict:
-    """The metrics that a test run wrote."""
+    """Return the metrics that a test run wrote."""
     (log,) = work_dir.glob('*/*.json')
     return json.loads(log.read_text())
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> Path:
-    """A folder with toy data where the tiny configs look for it."""
+    """Make a folder with toy data where the tiny configs look for it."""
     folder = tmp_path_factory.mktemp('project')
     make = ROOT / 'tools' / 'make_toy_dataset.py'
     python(folder, make, '--out', 'data/toy', '--num-train', 8, '--num-val', 3, '--size', 64)
@@ -58,7 +58,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='module')
 def segmentors(folder) -> dict[str, Path]:
-    """SAPA-G trained by this project's launcher, bilinear by mmseg's own script."""
+    """Train SAPA-G by this project's launcher, bilinear by mmseg's own script."""
     own = Path(mmseg.__file__).parent / '.mim' / 'tools' / 'train.py'
     work_dirs = {'sapa-g': folder / 'work' / 'sapa-g', 'bilinear': folder / 'work' / 'bilinear'}
     for script, config, name in (
@@ -81,7 +81,7 @@ def test_the_same_config_through_mmsegs_own_script(folder, segmentors):
     script = Path(mmseg.__file__).parent / '.mim' / 'tools' / 'train.py'
     work_dir = folder / 'work' / 'own'
     python(folder, script, SEGMENTOR, '--work-dir', work_dir, '--cfg-options', *SHORT)
-    # The same seed, so the same model.
+    # The seed is the same, so the model is.
     assert scalars(work_dir)['mIoU'] == scalars(segmentors['sapa-g'])['mIoU']
 
 

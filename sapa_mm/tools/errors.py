@@ -1,4 +1,4 @@
-"""The one error that a tool reports without a traceback."""
+"""Defines the one error that a tool reports without a traceback, and how it is reported."""
 
 import argparse
 import contextlib
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 
 class ToolError(Exception):
-    """A user's mistake, or an environment that does not allow what is asked; the message says what.
+    """Says what a user got wrong, or how the environment does not allow what is asked.
 
     A tool prints the message, points to its ``--help`` and ends with exit status 2.
     """

@@ -1,4 +1,4 @@
-"""Trained models that tools load, the images that they read, and predictions."""
+"""Loads trained models, reads images, and has the models predict."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pictures of what trained models predict for the images of their test."""
+"""Draws what trained models predict for the images of their test."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

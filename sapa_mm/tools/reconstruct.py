@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -28,6 +29,7 @@ import sapa_mm  # noqa: F401  registers what the configs name
 from .arguments import positive
 from .benchmark.report import environment
 from .configs import own_configs
+from .errors import ToolError, reported_by
 from .output import markdown_table, write_json, write_text
 
 CONFIGS = own_configs() / 'reconstruction'
@@ -39,15 +41,16 @@ METRICS = {'PSNR': '{:.2f}', 'SSIM': '{:.4f}', 'RMSE': '{:.4f}', 'MAE': '{:.4f}'
 class EpochTimer(Hook):
     """Takes the seconds of every training epoch, of the clock and of this process."""
 
-    def __init__(self):
-        self.wall, self.process = [], []
+    def __init__(self) -> None:
+        self.wall: list[float] = []
+        self.process: list[float] = []
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Start."""
+        """Note when the epoch starts."""
         self.started = time.perf_counter(), time.process_time()
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Stop."""
+        """Take the seconds since then."""
         self.wall.append(time.perf_counter() - self.started[0])
         self.process.append(time.process_time() - self.started[1])
 
@@ -59,56 +62,82 @@ def find_configs(dataset: str) -> dict[str, Path]:
     return {path.name.removeprefix(before).removesuffix(after): path for path in paths}
 
 
-def parse_arguments(
-    argv: Sequence[str] | None = None, prog: str | None = None
-) -> argparse.Namespace:
-    """Parse and check the command line; ``rows`` becomes a dict of configs by row."""
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """Make the parser of the options."""
     parser = argparse.ArgumentParser(
         prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         '--dataset', choices=['fashion-mnist', 'mnist'], default='fashion-mnist', help='%(default)s'
     )
-    parser.add_argument(
-        '--data-root', type=Path, help="folder with the IDX files (the configs' data/...)"
-    )
-    parser.add_argument('--epochs', type=positive, default=100, help='%(default)s')
-    parser.add_argument(
-        '--train-images', type=positive, help='train on the first so many images (all)'
-    )
-    parser.add_argument(
-        '--rows', help=f'separated by commas (all): {", ".join(find_configs("fashion-mnist"))}'
-    )
-    parser.add_argument(
-        '--work-dir', type=Path, default=Path('work_dirs/reconstruction'), help='%(default)s'
-    )
-    options = parser.parse_args(argv)
+    add('--data-root', type=Path, help="folder with the IDX files (the configs' data/...)")
+    add('--epochs', type=positive, default=100, help='%(default)s')
+    add('--train-images', type=positive, help='train on the first so many images (all)')
+    add('--rows', help=f'separated by commas (all): {", ".join(find_configs("fashion-mnist"))}')
+    add('--work-dir', type=Path, default=Path('work_dirs/reconstruction'), help='%(default)s')
+    return parser
 
-    configs = find_configs(options.dataset)
-    rows = list(configs) if options.rows is None else options.rows.split(',')
-    unknown = [row for row in rows if row not in configs]
-    if unknown:
-        parser.error(f'--rows: expected some of {", ".join(configs)}, got {", ".join(unknown)}')
-    options.rows = {row: configs[row] for row in rows}
-    if options.work_dir.exists() and not options.work_dir.is_dir():
-        parser.error(f'--work-dir: expected a folder, got the file {options.work_dir}')
-    setting = f'{options.epochs}e'
-    if options.train_images is not None:
-        setting += f'-{options.train_images}'
-    options.folder = options.work_dir / options.dataset / setting
-    try:
-        # All rows have the same data; what is wrong with them shows before the first one trains.
-        options.sizes = [
-            len(DATASETS.build(loader.dataset))
-            for loader in loaders(read_config(next(iter(options.rows.values())), options))
-        ]
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(str(error))
+
+def parse_arguments(
+    argv: Sequence[str] | None = None, prog: str | None = None
+) -> argparse.Namespace:
+    """Parse and check the command line.
+
+    Returns:
+        The options, of which ``rows`` is a dict of configs by row, and besides them ``folder``,
+        where the results go, and ``sizes``, how many images train and test.
+    """
+    parser = make_parser(prog)
+    options = parser.parse_args(argv)
+    with reported_by(parser):
+        options.rows = choose_rows(options.dataset, options.rows)
+        if options.work_dir.exists() and not options.work_dir.is_dir():
+            raise ToolError(f'--work-dir: expected a folder, got the file {options.work_dir}')
+        setting = f'{options.epochs}e'
+        if options.train_images is not None:
+            setting += f'-{options.train_images}'
+        options.folder = options.work_dir / options.dataset / setting
+        options.sizes = count_images(options)
     return options
 
 
+def choose_rows(dataset: str, names: str | None) -> dict[str, Path]:
+    """Return the configs of rows.
+
+    Args:
+        dataset: Whose.
+        names: What --rows says. None: all.
+
+    Raises:
+        ToolError: There is no such row.
+    """
+    configs = find_configs(dataset)
+    rows = list(configs) if names is None else names.split(',')
+    unknown = [row for row in rows if row not in configs]
+    if unknown:
+        raise ToolError(f'--rows: expected some of {", ".join(configs)}, got {", ".join(unknown)}')
+    return {row: configs[row] for row in rows}
+
+
+def count_images(options: argparse.Namespace) -> list[int]:
+    """Read the data, of which all rows have the same, before the first row trains.
+
+    Returns:
+        How many images train and test.
+
+    Raises:
+        ToolError: The data are missing or damaged, or they are too few.
+    """
+    cfg = read_config(next(iter(options.rows.values())), options)
+    try:
+        return [len(DATASETS.build(loader.dataset)) for loader in loaders(cfg)]
+    except (FileNotFoundError, ValueError) as error:
+        raise ToolError(str(error)) from error
+
+
 def loaders(cfg: Config) -> tuple[ConfigDict, ConfigDict]:
-    """The data loaders that train and test."""
+    """Return the configs of the data loaders that train and test."""
     return cfg.train_dataloader, cfg.val_dataloader
 
 
@@ -125,7 +154,7 @@ def read_config(path: Path, options: argparse.Namespace) -> Config:
 def set_epochs(cfg: Config, epochs: int, train_images: int) -> None:
     """Train for ``epochs``; the learning rate falls at the same shares of the iterations."""
     if epochs != cfg.train_cfg.max_epochs:
-        # In whole epochs, three of them would lose or merge steps.
+        # In whole epochs, a training of three would lose or merge steps.
         per_epoch = math.ceil(train_images / cfg.train_dataloader.batch_size)
         scale = per_epoch * epochs / cfg.train_cfg.max_epochs
         scheduler = cfg.param_scheduler
@@ -134,7 +163,7 @@ def set_epochs(cfg: Config, epochs: int, train_images: int) -> None:
     cfg.train_cfg.max_epochs = epochs
 
 
-def run(row: str, options: argparse.Namespace) -> dict:
+def run(row: str, options: argparse.Namespace) -> dict[str, Any]:
     """Train and test one row.
 
     Returns:
@@ -142,12 +171,12 @@ def run(row: str, options: argparse.Namespace) -> dict:
     """
     cfg = read_config(options.rows[row], options)
     set_epochs(cfg, options.epochs, options.sizes[0])
-    # Tested below, once: a run that was interrupted between the two can catch up on it.
+    # It is tested below, once: a run that was interrupted between the two can catch up on it.
     cfg.train_cfg.val_begin = options.epochs + 1
     cfg.work_dir = str(options.folder / row)
     cfg.resume = True
     runner = Runner.from_cfg(cfg)
-    # Convolutions of few channels are faster so, on CPUs by up to a third.
+    # Convolutions of few channels are faster so, by up to a third on CPUs.
     runner.model.to(memory_format=torch.channels_last)
     timer = EpochTimer()
     runner.register_hook(timer)
@@ -162,7 +191,7 @@ def run(row: str, options: argparse.Namespace) -> dict:
         'epochs': options.epochs,
         'train_images': options.sizes[0],
         'test_images': options.sizes[1],
-        # Of the epochs of this run, all but those before an interruption.
+        # Epochs before an interruption are not among them.
         'seconds_per_epoch': mean(timer.wall),
         'process_seconds_per_epoch': mean(timer.process),
         **environment(device),
@@ -170,7 +199,7 @@ def run(row: str, options: argparse.Namespace) -> dict:
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The mean; None of nothing."""
+    """Return the mean; None of nothing."""
     return sum(values) / len(values) if values else None
 
 

@@ -14,8 +14,6 @@ from mmengine.registry import MODELS, DefaultScope
 from sapa_mm.reconstruction import IdxImages
 from sapa_mm.tools import reconstruct
 
-TOOLS = Path(__file__).resolve().parents[2] / 'tools'
-
 ROWS = ('conv-nearest', 'paired-max-unpooling')
 
 
@@ -56,7 +54,7 @@ def test_trains_tests_and_writes_the_table(arguments, folder, data_root):
         assert (result['epochs'], result['train_images'], result['test_images']) == (2, 20, 12)
         assert result['seconds_per_epoch'] > 0
         assert json.loads((folder / row / 'result.json').read_text()) == result
-        # Its weights, trained for two epochs, give this for the test images.
+        # The figures are what its weights, trained for two epochs, give for the test images.
         checkpoint = torch.load(folder / row / 'epoch_2.pth')
         model = MODELS.build(Config.fromfile(reconstruct.CONFIGS / result['config']).model)
         model.load_state_dict(checkpoint['state_dict'])
@@ -111,7 +109,7 @@ def test_goes_on_where_it_was_interrupted(arguments, folder, monkeypatch):
     reconstruct.main(arguments)
     assert epochs == [0, 1, 1]  # the second epoch again, not the first
 
-    # It has been trained to the end, but not tested.
+    # It is trained to the end now, but not tested.
     tested = json.loads((folder / ROWS[0] / 'result.json').read_text())
     (folder / ROWS[0] / 'result.json').unlink()
     reconstruct.main(arguments)
@@ -138,8 +136,8 @@ def test_the_learning_rate_falls_at_the_same_shares(data_root):
     ('option', 'message'),
     [
         ('--rows conv-nearest,conv-sapa', '--rows: expected some of conv-a2u, .* got conv-sapa'),
-        ('--epochs 0', "--epochs: expected a positive int, got '0'"),
-        ('--epochs 2.5', "--epochs: expected a positive int, got '2.5'"),
+        ('--epochs 0', '--epochs: expected a positive int, got 0$'),
+        ('--epochs 2.5', r'--epochs: expected a positive int, got 2\.5$'),
         ('--train-images 21', 'num_images: expected at most the 20 of .*, got 21'),
         ('--dataset cifar', "--dataset: invalid choice: 'cifar'"),
         ('--data-root {empty}', 'data_root: expected {empty}/train-images-idx3-ubyte, with or'),

@@ -37,7 +37,7 @@ def base(tmp_path_factory) -> Path:
         check=True,
         capture_output=True,
     )
-    # Images of several sizes, as those of ADE20K.
+    # The images have several sizes, as those of ADE20K do.
     for kind, suffix in (('images', 'jpg'), ('annotations', 'png')):
         file = folder / 'toy' / 'ade' / kind / 'validation' / f'ADE_val_00000001.{suffix}'
         with Image.open(file) as image:
@@ -110,7 +110,7 @@ def test_it_goes_on_where_it_was_killed(base, tmp_path, capsys):
         row = re.search(rf'^\| {name} \| 1 \| (.*) \|$', text, re.M)[1].split(' | ')
         metrics = result['metrics']
         assert row[:3] == [f'{metrics[key]:.2f}' for key in ('mIoU', 'mBIoU', 'aAcc')]
-    # Of Table 2's parameters, and the steps of a head of width 64.
+    # A step adds Table 2's parameters, and a head of width 64 has six steps.
     added = 6 * (2 * (64 * 32 + 32) + 2 * 2 * 64)
     counted = [int(n.replace(',', '')) for n in re.findall(r'\| ([\d,]{6,}) \|', text)]
     assert counted[1] - counted[0] == added

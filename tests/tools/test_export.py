@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 TOY = ROOT / 'configs' / 'sapa' / 'segformer_mit-t_sapa-g_1xb8-600_toy-160x160.py'
 DETECTOR = ROOT / 'configs' / 'sapa' / 'faster-rcnn_r18_fpn_sapa-b_1xb2-100_toy-160x160.py'
-# Two levels and so one step of upsampling: tracing all six takes a minute.
+# It has two levels and so one step of upsampling: tracing all six takes a minute.
 SMALL = """
 _base_ = {base!r}
 model = dict(
@@ -30,7 +30,7 @@ def run(*arguments: object) -> None:
 
 
 def refused(capsys, *arguments: object) -> str:
-    """The sentence with which the tool refuses."""
+    """Return the sentence with which the tool refuses."""
     with pytest.raises(SystemExit) as stopped:
         run(*arguments)
     assert stopped.value.code not in (None, 0)

@@ -56,7 +56,7 @@ def inputs(tmp_path_factory):
     options = toy.Options(num_train=1, num_val=1, size=(HEIGHT, WIDTH), layouts=('ade',))
     toy.make_dataset(folder / 'toy', options)
     (scene,) = (folder / 'toy' / 'ade' / 'images' / 'training').iterdir()
-    # Red beside blue, so that exchanged channels show.
+    # Red is beside blue, so that exchanged channels show.
     halves = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     halves[:, : WIDTH // 2, 0] = halves[:, WIDTH // 2 :, 2] = 200
     Image.fromarray(halves).save(folder / 'halves.png')
@@ -69,25 +69,25 @@ def run(inputs: Inputs, out: Path, *options: object, config: Path = CONFIG) -> N
 
 
 def read(path: Path) -> np.ndarray:
-    """A picture, (H, W, 3) of floats from 0 to 1."""
+    """Read a picture, (H, W, 3) of floats from 0 to 1."""
     return mpimg.imread(path)[..., :3]
 
 
 def spans(inside: np.ndarray) -> list[tuple[int, int]]:
-    """Where runs of True begin and end."""
+    """Return where runs of True begin and end."""
     edges = np.flatnonzero(np.diff(inside.astype(int), prepend=0, append=0))
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def find_panels(picture: np.ndarray) -> list[list[np.ndarray]]:
-    """The panels row by row; what is high enough to be no title."""
+    """Return the panels row by row; what is high enough is no title."""
     ink = (picture < 0.99).any(-1)
     rows = [(a, b) for a, b in spans(ink.any(1)) if b - a > 100]
     return [[picture[a:b, c:d] for c, d in spans(ink[a:b].mean(0) > 0.5)] for a, b in rows]
 
 
 def marked(panel: np.ndarray) -> int:
-    """Pixels in the boundaries' colour."""
+    """Count the pixels in the boundaries' colour."""
     return int((np.abs(panel - COLOUR) < 0.02).all(-1).sum())
 
 
@@ -103,7 +103,7 @@ def test_a_row_an_image_and_a_column_a_level(inputs, tmp_path, capsys):
     assert [len(row) for row in panels] == [1 + LEVELS] * 2
     for row in panels:
         assert marked(row[0]) == 0
-        # Fine to coarse: coarser clusters have fewer boundaries.
+        # Levels go from fine to coarse: coarser clusters have fewer boundaries.
         counts = [marked(panel) for panel in row[1:]]
         assert counts == sorted(counts, reverse=True)
         assert len(set(counts)) == LEVELS and counts[-1] > 0
@@ -148,7 +148,7 @@ def test_help():
 
 
 def refused(inputs: Inputs, out: Path, capsys: pytest.CaptureFixture, **options: Path) -> str:
-    """The sentence with which the tool refuses, having written nothing."""
+    """Return the sentence with which the tool refuses, having written nothing."""
     before = sorted(out.parent.parent.rglob('*'))
     with pytest.raises(SystemExit) as stopped:
         run(inputs, out, **options)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmdet.registry import MODELS as DETECTORS
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import Registry, init_default_scope
 from mmengine.runner import save_checkpoint
 from mmseg.apis import inference_model, init_model
 from mmseg.registry import MODELS as SEGMENTORS
@@ -39,11 +39,10 @@ class Inputs(NamedTuple):
     images: list[Path]
 
 
-def save_random(config: Path, scope: str, path: Path) -> Path:
+def save_random(config: Path, registry: Registry, path: Path) -> Path:
     """Write a checkpoint with random weights, among them SAPA's that are far from uniform."""
-    registry = {'mmseg': SEGMENTORS, 'mmdet': DETECTORS}[scope]
     cfg = Config.fromfile(config)
-    init_default_scope(scope)
+    init_default_scope(cfg.default_scope)
     model = registry.build(cfg.model)
     for name, parameter in model.named_parameters():
         if '_proj' in name and 'upsamplers' in name:
@@ -64,8 +63,8 @@ def inputs(tmp_path_factory):
         images.append(folder / f'{name}.png')
         Image.fromarray(generator.integers(0, 256, shape).astype(np.uint8)).save(images[-1])
     return Inputs(
-        save_random(SEGMENTOR, 'mmseg', folder / 'segmentor.pth'),
-        save_random(DETECTOR, 'mmdet', folder / 'detector.pth'),
+        save_random(SEGMENTOR, SEGMENTORS, folder / 'segmentor.pth'),
+        save_random(DETECTOR, DETECTORS, folder / 'detector.pth'),
         images,
     )
 
@@ -123,7 +122,7 @@ def test_a_detector(inputs, tmp_path):
     run(one, tmp_path, '--steps', 'c3_c2', config=DETECTOR)
     assert names(tmp_path) == ['square_c3_c2.png', 'square_steps.png']
     picture = read(tmp_path / 'square_c3_c2.png')
-    # No prediction in the sixth column.
+    # The sixth column holds no prediction.
     height, width = picture.shape[:2]
     assert (picture[height // 8 : height // 3, round(0.85 * width) :] == 255).all()
 
@@ -151,7 +150,7 @@ def test_help(capsys):
 def refused(
     inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture, *options: str, **config: Path
 ) -> str:
-    """The sentence with which the tool refuses, having written nothing."""
+    """Return the sentence with which the tool refuses, having written nothing."""
     before = sorted(tmp_path.rglob('*'))
     with pytest.raises(SystemExit) as stopped:
         run(inputs, tmp_path / 'out', *options, **config)

@@ -1,4 +1,4 @@
-"""A comparison from its configs to its report."""
+"""Makes a comparison, from its configs to its report."""
 
 import argparse
 import copy
@@ -24,7 +24,7 @@ from .pool import make_runs
 from .report import Variant, write_report
 from .runs import Run, locked, plan
 
-# Finished runs, each with what it measured.
+# These are finished runs, each with what it measured.
 Results = Sequence[tuple[Run, dict[str, Any]]]
 
 

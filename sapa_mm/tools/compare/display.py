@@ -1,4 +1,4 @@
-"""What the terminal shows while runs are made."""
+"""Shows on the terminal how far runs are."""
 
 import contextlib
 from collections.abc import Callable, Iterator

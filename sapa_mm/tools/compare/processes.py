@@ -1,4 +1,4 @@
-"""The processes of a comparison, which several threads start and one call stops."""
+"""Runs the processes of a comparison, which several threads start and one call stops."""
 
 import os
 import shlex
@@ -20,7 +20,7 @@ class Processes:
 
     @property
     def stopped(self) -> bool:
-        """Whether nothing starts any more."""
+        """Tell whether nothing starts any more."""
         return self._stopped
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""The report of `compare.py`: a table, a plot, pictures, as Markdown and HTML."""
+"""Writes the report of `compare.py`: a table, a plot, pictures, as Markdown and HTML."""
 
 import statistics
 from collections.abc import Mapping, Sequence

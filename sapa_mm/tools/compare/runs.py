@@ -1,4 +1,4 @@
-"""The runs that `compare.py` makes: one training and one test for every upsampler and seed."""
+"""Makes a run of `compare.py`: one training and one test of an upsampler with a seed."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ GPU_MEMORY = re.compile(r'\bmemory: (\d+)')
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One training of one variant.
+    """Describes one training of one variant.
 
     Attributes:
         upsampler: Name of the upsampler.
@@ -47,7 +47,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What messages call the run."""
+        """Return what messages call the run."""
         return f'{self.upsampler}, seed {self.seed}'
 
     def state(self) -> dict[str, Any]:

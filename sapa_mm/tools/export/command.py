@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     options = parser.parse_args(argv)
     with reported_by(parser):
         check(options)
-        # Importing torch and a framework takes seconds: not before the arguments are checked.
+        # It imports torch and a framework, which takes seconds, only when the arguments are right.
         from .subjects import make_upsampler, read_segmentor
 
         if options.upsampler:

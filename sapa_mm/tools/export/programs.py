@@ -1,4 +1,4 @@
-"""Programs: how a subject becomes one, and how the file of one is written and verified."""
+"""Makes a program of a subject, writes it to a file and verifies that."""
 
 import inspect
 import sys
@@ -25,11 +25,11 @@ Shape = tuple[int, int, int]  # batch, height, width
 
 
 class ExportError(Exception):
-    """A subject cannot be exported, or its file is not what it should be; the message says why."""
+    """Says why a subject cannot be exported, or how its file is not what it should be."""
 
 
 class Attempt(NamedTuple):
-    """A way to trace a subject.
+    """Describes a way to trace a subject.
 
     Attributes:
         free: What is free, in words.
@@ -45,12 +45,12 @@ class Attempt(NamedTuple):
 
     @property
     def in_steps(self) -> bool:
-        """Whether sizes are multiples of `MULTIPLE`."""
+        """Tell whether sizes are multiples of `MULTIPLE`."""
         return any(getattr(axis, 'fn', None) == MULTIPLE for axis in self.axes.values())
 
 
 class Traced(NamedTuple):
-    """A subject's program in PyTorch's own operators.
+    """Holds a subject's program in PyTorch's own operators.
 
     Attributes:
         program: The program.
@@ -81,7 +81,7 @@ def attempts(size: tuple[int, int], static: bool) -> Iterator[Attempt]:
         yield Attempt('nothing: one image of the given size', given, {}, [given])
         return
     free = torch.export.Dim.DYNAMIC
-    # Sizes that differ and that nothing divides, so that no two are taken for one.
+    # They differ and nothing divides them, so that no two are taken for one.
     odd = [multiple_above(n) + 1 for n in size]
     if odd[0] == odd[1]:
         odd[1] += MULTIPLE

@@ -1,4 +1,4 @@
-"""What is exported: a segmentor, or an upsampler alone."""
+"""Builds what is exported: a segmentor, or an upsampler alone."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from sapa_mm.upsamplers import build_upsampler
 
 from ..complexity.command import read_job
 from ..complexity.count import build
-from ..configs import reason
+from ..configs import read_config, reason
 from ..errors import ToolError
 from ..presets import upsampler_config
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:  # an upsampler alone needs no framework
 
 Size = tuple[int, int]
 
-# Size of the guide of an upsampler unless --size gives one.
+# An upsampler has a guide of this size unless --size gives one.
 UPSAMPLER_SIZE = (64, 96)
 
 
 class Subject(NamedTuple):
-    """What is exported.
+    """Describes what is exported.
 
     Attributes:
         name: As the user gave it.
@@ -60,7 +60,7 @@ class Logits(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute the logits (N, classes, H, W) of an image (N, 3, H, W)."""
-        # A plain tuple: `torch.Size` would be taken for the size of a window.
+        # It is a plain tuple: a `torch.Size` would be taken for that of a window.
         size = tuple(image.shape[2:])
         return self.model.encode_decode(image, [dict(img_shape=size, ori_shape=size)])
 
@@ -110,15 +110,15 @@ def read_segmentor(
     Raises:
         ToolError: A config that is no segmentor's, or weights that do not fit it.
     """
-    job = read_job(config, size)
-    cfg = job.cfg
+    cfg = read_config(config)
     if cfg.default_scope != 'mmseg':
         raise ToolError(
             f'CONFIG: expected a segmentor of mmsegmentation, or --upsampler, got a model of '
             f'{cfg.default_scope}, {cfg.model.get("type")}; detectors are not exported'
         )
+    job = read_job(config, size)
     try:
-        model = build_segmentor(cfg, checkpoint)
+        model = build_segmentor(job.cfg, checkpoint)
     except Exception as error:  # of whatever kind: model and weights are the user's
         raise ToolError(f'{checkpoint or config} cannot be loaded: {reason(error)}') from error
     if not hasattr(model, 'encode_decode'):

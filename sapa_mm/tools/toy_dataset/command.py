@@ -19,6 +19,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,13 +28,12 @@ from rich.progress import track
 from rich.table import Table
 
 from ...ops.checks import check_int, check_positive_int
+from ..output import write_json, write_text
 from .scenes import BACKGROUNDS, OBJECTS, Scene, render_scene
 from .shapes import mask_to_polygons
 
-try:
+if sys.platform != 'win32':  # Windows has no such locks: leftovers of a killed run stay there
     import fcntl
-except ImportError:  # no such locks on Windows: leftovers of a killed run stay there
-    fcntl = None  # type: ignore[assignment]
 
 MARKER = 'toy_dataset.json'
 LAYOUTS = ('ade', 'coco')
@@ -52,7 +52,7 @@ COCO_IDS = [k for k in range(1, 91) if k not in {12, 26, 29, 30, 45, 66, 68, 69,
 
 
 class StopRequested(BaseException):
-    """A signal asked the program to stop.
+    """Says that a signal asked the program to stop.
 
     Args:
         signum: The signal's number.
@@ -88,7 +88,7 @@ class StopSignals:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to generate.
+    """Says what to generate.
 
     Args:
         num_train: Training images, at least 1.
@@ -123,7 +123,7 @@ class Options:
 
 @dataclasses.dataclass
 class Statistics:
-    """Counts over the written scenes: images a split, pixels by ADE index, objects by name."""
+    """Counts the written scenes: images a split, pixels by ADE index, objects by name."""
 
     images: Counter = dataclasses.field(default_factory=Counter)
     pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
@@ -136,7 +136,7 @@ class Statistics:
         self.instances.update((split, name) for name, _ in scene.instances)
 
 
-def _coco_annotation(identity: int, image_id: int, name: str, mask: np.ndarray) -> dict:
+def _coco_annotation(identity: int, image_id: int, name: str, mask: np.ndarray) -> dict[str, Any]:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     corner = (columns[0], rows[0])
     extent = (columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0])
@@ -166,11 +166,11 @@ def _write_split(root: Path, split: str, options: Options, scenes: Iterable[Scen
         coco_file.parent.mkdir(exist_ok=True)
 
     height, width = options.size
-    images: list[dict] = []
-    annotations: list[dict] = []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for k, scene in enumerate(scenes, 1):
         buffer = io.BytesIO()
-        # Without chroma subsampling, which would smear colours across the boundaries.
+        # Chroma subsampling would smear colours across the boundaries.
         Image.fromarray(scene.image).save(buffer, 'JPEG', quality=95, subsampling=0)
         if 'ade' in options.layouts:
             name = f'ADE_{split}_{k:08d}'
@@ -192,12 +192,12 @@ def _write_split(root: Path, split: str, options: Options, scenes: Iterable[Scen
                 {'id': k, 'name': name} for k, name in zip(COCO_IDS, COCO_NAMES, strict=True)
             ],
         }
-        coco_file.write_text(json.dumps(content))
+        write_text(coco_file, json.dumps(content))
 
 
 def _try_lock(folder: Path, wait: bool = False) -> int | None:
     """Lock a folder; return its descriptor, or None if it is taken or can't be locked."""
-    if fcntl is None:
+    if sys.platform == 'win32':
         return None
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -322,7 +322,7 @@ def make_dataset(
 
         for split, number in (('train', options.num_train), ('val', options.num_val)):
             _write_split(build, split, options, render(split, number))
-        (build / MARKER).write_text(json.dumps(dataclasses.asdict(options), indent=2) + '\n')
+        write_json(build / MARKER, dataclasses.asdict(options))
     return counts
 
 

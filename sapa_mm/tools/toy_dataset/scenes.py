@@ -1,4 +1,4 @@
-"""Scenes of the toy dataset: photographs' textures cut into shapes whose masks are known exactly.
+"""Draws scenes: photographs' textures cut into shapes whose masks are known exactly.
 
 The coverage of a pixel by a shape blends the colours there; a coverage of one half or more is the
 mask. Blur, noise and light change the picture afterwards, never the mask.
@@ -33,7 +33,7 @@ MIN_AREA = 16  # visible pixels below which an instance becomes unlabelled
 
 @dataclasses.dataclass(frozen=True)
 class Texture:
-    """A colour family laid over the light and dark of a photograph.
+    """Lays a colour family over the light and dark of a photograph.
 
     Args:
         photos: Names in `skimage.data` that the wheel ships, each with the part of it to crop
@@ -77,7 +77,7 @@ GLAZE = (('moon', WHOLE), ('retina', (0.25, 0.25, 0.75, 0.75)))
 
 @dataclasses.dataclass(frozen=True)
 class Background:
-    """A background class: its name and index (1 to 150) in ADE20K, and its texture."""
+    """Describes a background class: its name and index (1 to 150) in ADE20K, and its texture."""
 
     ade_name: str
     ade_index: int
@@ -86,7 +86,7 @@ class Background:
 
 @dataclasses.dataclass(frozen=True)
 class ObjectClass:
-    """An object class.
+    """Describes an object class.
 
     Args:
         ade_name: Name in ADE20K.
@@ -111,7 +111,7 @@ class ObjectClass:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """One picture and its annotation.
+    """Holds one picture and its annotation.
 
     Args:
         image: RGB, uint8 (height, width, 3).
@@ -384,7 +384,7 @@ def render_scene(rng: np.random.Generator, shape: tuple[int, int]) -> Scene:
         tilt = np.deg2rad(rng.uniform(-kind.tilt, kind.tilt))
         turn = np.array([[np.cos(tilt), np.sin(tilt)], [np.sin(tilt), -np.cos(tilt)]])
         turn[:, 0] *= rng.choice([-1, 1]) * rng.uniform(0.88, 1.12)
-        # Turned about the middle, so that a rolling ball stays on the ground.
+        # It turns about the middle, so that a rolling ball stays on the ground.
         affine = np.column_stack([turn * scale, place - (0, scale / 2) - turn @ (0, scale / 2)])
         parts = [(key, coverage(drawn, affine, shape)) for key, drawn in kind.draw(rng)]
         alpha = np.max([part for _, part in parts], 0)

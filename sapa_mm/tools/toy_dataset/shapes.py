@@ -1,4 +1,4 @@
-"""Shapes of the toy dataset's objects, and how they become masks and polygons.
+"""Draws the shapes of objects, and makes masks and polygons of them.
 
 A shape is a list of parts, each the key of its texture and the polygons to draw in order. The
 frame is the shape's own: the origin on the ground below its middle, x to the right, y up, about
@@ -18,6 +18,7 @@ from skimage import measure
 
 SUPERSAMPLING = 4
 
+Point = tuple[float, float] | np.ndarray  # x, y
 Polygons = list[tuple[bool, np.ndarray]]  # (True adds | False cuts, (n, 2) points)
 Shape = list[tuple[str, Polygons]]
 
@@ -55,7 +56,7 @@ def _boundary_loops(mask: np.ndarray) -> list[np.ndarray]:
         for y, x in np.argwhere(inside & ~neighbour).tolist():
             leaving.setdefault((x + dx, y + dy), []).append(direction)
     loops = []
-    # Row by row, so that the first edge left is the outline's topmost.
+    # They are sorted by rows, so that the first edge left is the outline's topmost.
     for start in sorted(leaving, key=lambda point: point[::-1]):
         while leaving[start]:
             point, direction, corners = start, -1, []
@@ -91,7 +92,7 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
     for index, (rows, columns) in enumerate(ndimage.find_objects(parts), 1):
         outline, *holes = _boundary_loops(parts[rows, columns] == index)
         while holes:
-            # The nearest hole first: no third one can then lie in the bridge's way.
+            # The nearest hole comes first: no third one can then lie in the bridge's way.
             distances = [cdist(outline, hole) for hole in holes]
             nearest = int(np.argmin([distance.min() for distance in distances]))
             at, to = np.unravel_index(np.argmin(distances[nearest]), distances[nearest].shape)
@@ -101,7 +102,7 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
     return polygons
 
 
-def bar(start: tuple, end: tuple, width: float) -> np.ndarray:
+def bar(start: Point, end: Point, width: float) -> np.ndarray:
     """Return the rectangle of the given width around a segment, as (4, 2) points."""
     a, b = np.array(start, float), np.array(end, float)
     along = (b - a) / max(np.hypot(*(b - a)), 1e-9)
@@ -115,7 +116,7 @@ def bars(points: np.ndarray, width: float) -> Polygons:
     return [(True, bar(a, b, width)) for a, b in itertools.pairwise(points)]
 
 
-def ellipse(center: tuple, radii: tuple[float, float]) -> np.ndarray:
+def ellipse(center: Point, radii: tuple[float, float]) -> np.ndarray:
     """Return an ellipse as (48, 2) points."""
     angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     return np.array(center) + np.stack([np.cos(angle), np.sin(angle)], 1) * radii
