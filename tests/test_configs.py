@@ -35,7 +35,11 @@ CONFIGS = sorted(
     path for path in (ROOT / 'configs').glob('[!_]*/*.py') if path.parent.name not in OTHERS
 )
 FAMILIES = sorted({path.parent for path in CONFIGS} | {ROOT / 'configs' / 'hc'})
-PAGES = ['README.md', *(str(p.relative_to(ROOT)) for p in (ROOT / 'configs').glob('*/README.md'))]
+PAGES = ['README.md', '.github/CONTRIBUTING.md', 'tools/README.md'] + [
+    str(path.relative_to(ROOT))
+    for rooms in ('configs', 'sapa_mm')
+    for path in sorted((ROOT / rooms).glob('*/README.md'))
+]
 
 
 class Model(NamedTuple):
@@ -354,7 +358,7 @@ def test_the_readmes_change_to_a_stock_config(framework, tmp_path):
 @pytest.mark.parametrize('page', PAGES)
 def test_relative_links_lead_somewhere(page):
     text = (ROOT / page).read_text()
-    links = re.findall(r'\]\((?!http)([^)#]+)\)', text)
+    links = re.findall(r'\]\((?!http)([^)#]+)(?:#[^)]*)?\)', text)
     assert links
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
 

@@ -1,4 +1,4 @@
-"""The README's recipe for an upsampler of one's own, taken from the README."""
+"""The manual's recipe for an upsampler of one's own, taken from the manual."""
 
 import re
 import sys
@@ -18,8 +18,9 @@ BASE = ROOT / 'configs/_base_/segformer_mit-t_1xb8-600_toy-160x160.py'
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    """The config of the README, whose import finds the README's file."""
-    section = (ROOT / 'README.md').read_text().split('### Your own upsampler')[1]
+    """The config of the manual, whose import finds the manual's file."""
+    manual = ROOT / 'sapa_mm' / 'upsamplers' / 'README.md'
+    section = manual.read_text().split('## Your own upsampler')[1]
     code, change = re.findall(r'```python\n(.*?)```', section, re.S)[:2]
     (tmp_path / 'my_upsampler.py').write_text(code)
     (tmp_path / 'mine.py').write_text(f'_base_ = {str(BASE)!r}\n{change}')
