@@ -152,10 +152,9 @@ def refused(inputs: Inputs, out: Path, capsys: pytest.CaptureFixture, **options:
     before = sorted(out.parent.parent.rglob('*'))
     with pytest.raises(SystemExit) as stopped:
         run(inputs, out, **options)
-    assert stopped.value.code not in (None, 0)
+    assert stopped.value.code == 2
     assert sorted(out.parent.parent.rglob('*')) == before
-    error = capsys.readouterr().err if stopped.value.code == 2 else str(stopped.value.code)
-    return error.splitlines()[-1]
+    return capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize('what', ['config', 'checkpoint', 'image'])
@@ -186,6 +185,13 @@ def test_an_image_that_is_none(inputs, tmp_path, capsys):
     broken.write_text('no picture')
     inputs = inputs._replace(images=[broken])
     assert str(broken) in refused(inputs, tmp_path / 'picture.png', capsys)
+
+
+def test_a_checkpoint_that_is_none(inputs, tmp_path, capsys):
+    broken = tmp_path / 'broken.pth'
+    broken.write_text('no weights')
+    sentence = refused(inputs._replace(checkpoint=broken), tmp_path / 'picture.png', capsys)
+    assert f'error: {broken} does not fit {CONFIG}: ' in sentence
 
 
 def test_the_folder_of_the_picture_is_missing(inputs, tmp_path, capsys):

@@ -171,6 +171,13 @@ def test_missing_files(inputs, tmp_path, capsys, what):
     assert str(missing) in sentence and 'no ' in sentence
 
 
+def test_a_checkpoint_that_is_none(inputs, tmp_path, capsys):
+    broken = tmp_path / 'broken.pth'
+    broken.write_text('no weights')
+    sentence = refused(inputs._replace(segmentor=broken), tmp_path, capsys)
+    assert f'error: {broken} does not fit {SEGMENTOR}: ' in sentence
+
+
 def test_a_model_without_upsamplers(inputs, tmp_path, capsys):
     sentence = refused(inputs, tmp_path, capsys, config=STOCK)
     assert str(STOCK) in sentence

@@ -15,7 +15,6 @@ from sapa_mm.ops.decompositions import decompositions
 from ..complexity.command import size_text
 from ..configs import reason
 from ..output import write_atomically
-from .command import missing
 from .subjects import Subject
 
 # Where a model cannot have any size, sizes are multiples of this.
@@ -205,10 +204,10 @@ def runner(path: Path) -> Callable[..., Tensor] | None:
     """Return what runs a written file; None where there is nothing to run it."""
     if path.suffix == '.pt2':
         return torch.export.load(str(path)).module()
-    if missing(('onnxruntime',)):
+    try:
+        import onnxruntime
+    except ImportError:
         return None
-    import onnxruntime
-
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     names = [entry.name for entry in session.get_inputs()]
 
