@@ -69,7 +69,7 @@ class HalfFeaturesFasterRCNN(FasterRCNN):
 
 @HOOKS.register_module()
 class ChannelsLast(Hook):
-    """The model and the images in channels_last, as the README has it."""
+    """The model and the images in channels_last, as tools/README.md has it."""
 
     def before_train(self, runner: Runner) -> None:
         model = runner.model.to(memory_format=torch.channels_last)

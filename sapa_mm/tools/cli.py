@@ -102,5 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('tool', metavar='TOOL', choices=list(TOOLS), help='one of those below')
     parser.add_argument('--version', action='version', version=f'sapa_mm {__version__}')
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return 2
     name = parser.parse_args(arguments[:1]).tool
     return run(name, arguments[1:], f'sapa-mm {name}')
