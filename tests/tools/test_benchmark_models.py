@@ -71,7 +71,18 @@ def test_models_beside_the_first(tmp_path, capsys):
     record = json.loads(out.read_text())
     assert record['environment']['torch'] == torch.__version__
     assert (record['batch'], record['size']) == (1, list(SIZE))
+    assert list(record) == ['environment', 'batch', 'size', 'models']
     rows = record['models']
+    for row in rows:
+        assert list(row) == [
+            'config',
+            'parameters',
+            'flops',
+            'ms',
+            'ms_min_max',
+            'time_over_first',
+            'flops_over_first',
+        ]
     assert [row['config'] for row in rows] == list(map(str, paths))
     assert [row['parameters'] for row in rows] == list(map(parameters, paths))
     segformer, plain, clustering = (row['flops'] for row in rows)

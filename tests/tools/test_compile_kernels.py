@@ -25,7 +25,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         [sys.executable, '-W', 'ignore', *arguments],
         capture_output=True,
         text=True,
-        env={**inherited, 'PYTHONPATH': str(TOOL.parent), **environment},
+        env={**inherited, **environment},
     )
 
 
@@ -42,7 +42,7 @@ def test_no_kernel_spills_or_lacks_room_or_matrix_instructions():
 
 
 FAULTY = """
-import compile_kernels as gate
+from sapa_mm.tools import compile_kernels as gate
 from sapa_mm.kernels import tuning
 
 tuning.BACKWARD = tuning.BACKWARD._replace(
@@ -70,7 +70,7 @@ def test_spills_and_too_much_shared_memory_are_found():
 
 def test_half_precision_without_matrix_instructions_is_found():
     script = (
-        'import torch, compile_kernels as gate\n'
+        'import torch\nfrom sapa_mm.tools import compile_kernels as gate\n'
         'full, half = gate.Case(torch.float32), gate.Case()\n'
         "device = gate.DEVICES['sm_80']\n"
         'items = gate.launches(full, device)[:1]\n'
@@ -100,7 +100,8 @@ def test_elements_of_a_tuple_are_specialized_one_by_one():
 
 
 LAUNCHED = """
-import compile_kernels as gate, triton
+import triton
+from sapa_mm.tools import compile_kernels as gate
 from triton.runtime.driver import driver
 
 class Driver:  # of a GPU that is not there

@@ -1,4 +1,4 @@
-"""Times the operators and whole models."""
+"""The tool `benchmark` times the operators and whole models."""
 
 from .command import main
 

@@ -38,7 +38,7 @@ from .rows import PASSES, NotTimed, Row
 from .shapes import PRESETS, Shape, preset
 from .stopwatch import Stopwatch
 
-# Options that give a shape of its own.
+# These options give a shape of its own.
 OWN = ('batch', 'size', 'ratio', 'embed', 'channels', 'kernel_size')
 
 
@@ -147,7 +147,7 @@ def compare_models(options: argparse.Namespace, prog: str) -> int:
     Returns:
         Exit status: 2 if a config cannot be read, or its model not be built or run.
     """
-    from .models import compare, table  # which need mmengine
+    from .models import compare, table  # they need mmengine
 
     height, width = options.image_size or (512, 512)
     batch = options.batch or 1

@@ -192,7 +192,7 @@ def write_plot(path: Path, info: Mapping[str, str], rows: Sequence[Row]) -> None
         for ax, label in zip(line, PASSES, strict=True):
             draw_panel(ax, members, label, names, shapes)
     low, high = axes[0, 0].get_ylim()
-    room = (high / low) ** 0.25  # for the numbers
+    room = (high / low) ** 0.25  # the numbers need it
     axes[0, 0].set_ylim(low / (room if low < 0.95 else 1), high * room)
     for ax, label in zip(axes[0], PASSES, strict=True):
         ax.set_title(label)

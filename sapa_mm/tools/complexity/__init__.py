@@ -1,4 +1,4 @@
-"""Counts parameters and FLOPs."""
+"""The tool `complexity` counts parameters and FLOPs."""
 
 from .command import main
 

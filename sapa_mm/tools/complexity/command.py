@@ -26,7 +26,7 @@ from ..errors import ToolError, reported_by
 from ..output import write_json, write_text
 from .report import model_section, size_text, table_section
 
-if TYPE_CHECKING:  # importing the frameworks takes seconds: not before the arguments are checked
+if TYPE_CHECKING:  # these need mmengine, without which --help works
     from mmengine.config import Config
 
     from .count import Complexity

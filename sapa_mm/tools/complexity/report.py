@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..output import markdown_table
 
-if TYPE_CHECKING:  # importing the frameworks takes seconds
+if TYPE_CHECKING:  # these need mmengine
     from .count import Complexity, Size, Step
     from .tables import Cell, Table
 
