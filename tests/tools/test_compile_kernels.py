@@ -82,7 +82,7 @@ def test_half_precision_without_matrix_instructions_is_found():
 
 def test_elements_of_a_tuple_are_specialized_one_by_one():
     script = (
-        'import compile_kernels as gate\n'
+        'from sapa_mm.tools import compile_kernels as gate\n'
         "item = gate.launches(gate.Case(size=(48, 64)), gate.DEVICES['sm_80'])[0]\n"
         "source = gate.source(item, 'cuda')\n"
         "print(*source.signature['query'], source.constants[0, 2])\n"
