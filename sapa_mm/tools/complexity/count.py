@@ -136,14 +136,14 @@ class Pass(nn.Module):
     the whole image.
 
     Args:
-        model: The model; auxiliary heads are removed from it.
+        model: The model, a `torch.nn.Module`; auxiliary heads are removed from it.
         size: (H, W) of the image.
     """
 
-    def __init__(self, model: nn.Module, size: Size):
+    def __init__(self, model: Any, size: Size):
         super().__init__()
         if getattr(model, 'auxiliary_head', None) is not None:
-            model.auxiliary_head = None  # type: ignore[assignment]
+            model.auxiliary_head = None
         self.model: Any = model
         self.size = size
         self.proposals = self._fix_proposals()
