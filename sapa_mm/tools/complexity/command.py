@@ -116,12 +116,13 @@ def config_size(cfg: Mapping[str, Any]) -> tuple[int, int] | None:
     return None
 
 
-def read_job(name: str, shape: Sequence[int] | None) -> Job:
+def read_job(name: str, shape: Sequence[int] | None, option: str = '--shape') -> Job:
     """Read a config.
 
     Args:
         name: CONFIG.
-        shape: What --shape says.
+        shape: (H, W) of the image, if the user gave it.
+        option: The option by which the user can.
 
     Raises:
         ToolError: No such config, a broken one, or one that has no model or size.
@@ -129,7 +130,7 @@ def read_job(name: str, shape: Sequence[int] | None) -> Job:
     cfg = read_config(name)
     size = shape or config_size(cfg)
     if size is None:
-        raise ToolError(f'CONFIG: {name} names no size of its images; give --shape H W')
+        raise ToolError(f'CONFIG: {name} names no size of its images; give {option} H W')
     preprocessor = cfg.model.get('data_preprocessor') or {}
     divisor = preprocessor.get('pad_size_divisor', 1)
     height, width = (-(-n // divisor) * divisor for n in size)

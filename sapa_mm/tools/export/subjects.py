@@ -116,7 +116,7 @@ def read_segmentor(
             f'CONFIG: expected a segmentor of mmsegmentation, or --upsampler, got a model of '
             f'{cfg.default_scope}, {cfg.model.get("type")}; detectors are not exported'
         )
-    job = read_job(config, size)
+    job = read_job(config, size, '--size')
     try:
         model = build_segmentor(job.cfg, checkpoint)
     except Exception as error:  # of whatever kind: model and weights are the user's
