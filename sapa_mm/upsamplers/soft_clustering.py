@@ -21,7 +21,7 @@ from ..ops.checks import (
 )
 from ..ops.dispatch import autocast_is_on
 from ..ops.layout import accumulation_dtype
-from ..ops.parents import upsample_parent
+from ..ops.parents import parents, upsample_parent
 from .base import SelfInitialized, Upsampler
 from .checks import check_features
 
@@ -99,13 +99,16 @@ class Assignment(NamedTuple):
         Returns:
             Its place in the grid, row * W + column, (N, Hg, Wg), int64.
         """
-        k, (height, width) = self.kernel_size, self.size
+        k, width = self.kernel_size, self.size[1]
         high_size = tuple(self.weights.shape[2:])
         inside = _inside(self.size, high_size, k, self.weights)
         position = self.weights.masked_fill(~inside, -1).argmax(1)
-        rows, columns = (torch.arange(n, device=position.device) for n in high_size)
-        row = (rows * height // high_size[0])[:, None] + position // k - k // 2
-        column = columns * width // high_size[1] + position % k - k // 2
+        rows, columns = (
+            parents(high, low, position.device)
+            for high, low in zip(high_size, self.size, strict=True)
+        )
+        row = rows[:, None] + position // k - k // 2
+        column = columns + position % k - k // 2
         return row * width + column
 
 

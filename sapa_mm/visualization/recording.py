@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..ops import local_similarity
 from ..ops.layout import accumulation_dtype
 from ..ops.normalization import normalize
+from ..ops.parents import parents
 from ..upsamplers.inspection import describe_upsampler, find_upsamplers
 
 
@@ -231,7 +232,7 @@ def _window(low: int, high: int, kernel_size: int, device: torch.device) -> tupl
         (K, high) twice: the place in the window of the position nearest to each one inside the
         axis, and whether it is inside itself.
     """
-    parent = torch.arange(high, device=device) * low // high
+    parent = parents(high, low, device)
     position = parent + torch.arange(kernel_size, device=device)[:, None] - kernel_size // 2
     nearest = position.clamp(0, low - 1)
     return nearest - parent + kernel_size // 2, nearest == position
