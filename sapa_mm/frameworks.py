@@ -3,6 +3,15 @@
 import contextlib
 from collections.abc import Iterator
 
+#: What pip has to install for a package, by the name that is imported.
+INSTALL = {
+    'mmengine': 'mmengine==0.10.7',
+    'mmcv': '"mmcv>=2.0,<2.2"',
+    # mmsegmentation imports the last two without requiring them.
+    'mmseg': 'mmsegmentation==1.2.2 ftfy regex',
+    'mmdet': 'mmdet==3.3.0',
+}
+
 
 class MissingFrameworkError(ImportError):
     """A framework that is not installed, or whose own import fails."""

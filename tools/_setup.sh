@@ -68,6 +68,12 @@ build_mmcv() {
     [ "$status" -eq 0 ] || return 1
 }
 
+# mmcv 2.1's setup.py reads its version in a way that Python 3.13 ended.
+check_python_builds_mmcv() {
+    has_mmcv || "$PYTHON" -c 'import sys; sys.exit(sys.version_info >= (3, 13))' ||
+        die "mmcv 2.1 does not build on $("$PYTHON" --version 2>&1): use Python 3.10, 3.11 or 3.12"
+}
+
 install_mmcv() {
     has_mmcv && return
     "$PYTHON" -c 'import sysconfig, os, sys
@@ -96,6 +102,7 @@ torch's version, or choose a CPU build of torch first"
 # install_everything EXTRAS: the package, editable, with these of its extras.
 install_everything() {
     choose_python
+    check_python_builds_mmcv
     if ! has_torch; then
         say "Installing $TORCH"
         "$PYTHON" -m pip install --disable-pip-version-check "$TORCH" "$SETUPTOOLS"

@@ -9,4 +9,4 @@ except ModuleNotFoundError as error:
     sys.exit(f'tools/test.py: {error}; in the checkout: pip install -e .')
 
 if __name__ == '__main__':
-    sys.exit(run('test'))
+    sys.exit(run('test', prog='tools/test.py'))

@@ -9,4 +9,4 @@ except ModuleNotFoundError as error:
     sys.exit(f'tools/train.py: {error}; in the checkout: pip install -e .')
 
 if __name__ == '__main__':
-    sys.exit(run('train'))
+    sys.exit(run('train', prog='tools/train.py'))

@@ -1,8 +1,8 @@
 """Hosts for mmdetection."""
 
-from ..frameworks import require
+from ..frameworks import INSTALL, require
 
-with require('mmdetection', __name__, '"mmcv>=2.0,<2.2" mmdet==3.3.0'):
+with require('mmdetection', __name__, f'{INSTALL["mmcv"]} {INSTALL["mmdet"]}'):
     import mmdet.models  # noqa: F401
 
 from .fpn import GuidedFPN, GuidedPAFPN

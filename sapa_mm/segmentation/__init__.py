@@ -1,8 +1,8 @@
 """Hosts and metrics for mmsegmentation."""
 
-from ..frameworks import require
+from ..frameworks import INSTALL, require
 
-with require('mmsegmentation', __name__, '"mmcv>=2.0,<2.2" mmsegmentation==1.2.2 ftfy regex'):
+with require('mmsegmentation', __name__, f'{INSTALL["mmcv"]} {INSTALL["mmseg"]}'):
     import mmseg.models  # noqa: F401
 
 from .boundary_iou import BoundaryIoU

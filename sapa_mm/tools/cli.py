@@ -2,24 +2,25 @@
 
 import argparse
 import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..frameworks import MissingFrameworkError
+from ..frameworks import INSTALL, MissingFrameworkError
 from ..version import __version__
 from .errors import ToolError
 
-# What to install for a package that a tool imports, by the name that is imported.
-INSTALL = {
-    'mmengine': 'mmengine==0.10.7',
-    'mmcv': '"mmcv>=2.0,<2.2"',
-    'mmseg': 'mmsegmentation==1.2.2 ftfy regex',
-    'mmdet': 'mmdet==3.3.0',
+# What to install for the packages that tools import, by the name that is imported.
+PACKAGES = {
+    **INSTALL,
     'PIL': 'pillow',
-    'skimage': 'scikit-image',
     'markdown_it': 'rich',
+    'matplotlib': 'matplotlib',
+    'rich': 'rich',
+    'skimage': 'scikit-image',
+    'triton': 'triton',
 }
 
 
@@ -75,10 +76,11 @@ def run(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -
     except (ToolError, MissingFrameworkError) as error:
         message = str(error)
     except ModuleNotFoundError as error:
-        package = (error.name or '').partition('.')[0]
-        if package in ('', 'sapa_mm'):
+        package = error.name or ''
+        # Anything else, such as a mistyped import in a user's own module, is told in full.
+        if package not in PACKAGES or importlib.util.find_spec(package) is not None:
             raise
-        message = f'{package} is not installed: pip install {INSTALL.get(package, package)}'
+        message = f'{package} is not installed: pip install {PACKAGES[package]}'
     prog = prog or Path(sys.argv[0]).name
     print(f'{prog}: error: {message}\nSee {prog} --help.', file=sys.stderr)
     return 2

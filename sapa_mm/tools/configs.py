@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..frameworks import INSTALL
 from .errors import ToolError
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
 # What to install for the framework that a config's default_scope names.
-FRAMEWORKS = {'mmseg': 'mmsegmentation==1.2.2', 'mmdet': 'mmdet==3.3.0'}
+FRAMEWORKS = {name: INSTALL[name] for name in ('mmseg', 'mmdet')}
 # Packages that install configs, which a name such as 'mmseg::...' refers to.
 CONFIG_PACKAGES = (*FRAMEWORKS, 'sapa_mm')
 
@@ -44,14 +45,29 @@ def packaged_folders(package: str, name: str) -> list[Path]:
     return [path for path in (folder / '.mim' / name, folder.parent / name) if path.is_dir()]
 
 
+def own_folder(name: str) -> Path:
+    """Return this project's folder ``name`` ('configs' or 'tools'), in a checkout or installed.
+
+    Raises:
+        ToolError: The installation has none.
+    """
+    folders = packaged_folders('sapa_mm', name)
+    if not folders:
+        raise ToolError(
+            f'sapa_mm in {package_folder("sapa_mm")} came without its {name}: install it anew, '
+            'from a checkout whose sapa_mm/.mim holds links'
+        )
+    return folders[0]
+
+
 def own_configs() -> Path:
-    """Return the folder of this project's configs, in a checkout or an installed package."""
-    return packaged_folders('sapa_mm', 'configs')[0]
+    """Return the folder of this project's configs; see `own_folder`."""
+    return own_folder('configs')
 
 
 def own_script(tool: str) -> Path:
     """Return a script of this project's tools folder, such as 'train', for another process."""
-    return packaged_folders('sapa_mm', 'tools')[0] / f'{tool}.py'
+    return own_folder('tools') / f'{tool}.py'
 
 
 def find_config(name: str) -> Path:

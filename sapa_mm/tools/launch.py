@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..frameworks import INSTALL
 from .configs import (
     FRAMEWORKS,
     children,
@@ -264,7 +265,7 @@ def prepare(tool: str, arguments: list[str]) -> tuple[Path, list[str], dict | No
     name, rest = split_arguments(arguments)
     path = find_config(name)
     if importlib.util.find_spec('mmengine') is None:
-        raise ToolError('mmengine is not installed: pip install mmengine==0.10.7')
+        raise ToolError(f'mmengine is not installed: pip install {INSTALL["mmengine"]}')
     from mmengine.config import Config
 
     options = read_options(rest)
@@ -323,9 +324,10 @@ def main(tool: str, argv: Sequence[str] | None = None, prog: str | None = None) 
         show_help(tool, prog)
         return
     script, arguments, settings = prepare(tool, arguments)
-    # The scripts beside tools/train.py must not shadow modules that the framework imports.
-    folder = os.path.realpath(os.path.dirname(sys.argv[0]))
-    sys.path[:] = [path for path in sys.path if os.path.realpath(path or '.') != folder]
+    if os.path.isfile(sys.argv[0]):
+        # The scripts beside tools/train.py must not shadow modules that the framework imports.
+        folder = os.path.realpath(os.path.dirname(sys.argv[0]))
+        sys.path[:] = [path for path in sys.path if os.path.realpath(path or '.') != folder]
     sys.argv = [str(script), *arguments]
     with process_group(settings):
         runpy.run_path(str(script), run_name='__main__')

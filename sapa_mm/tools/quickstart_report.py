@@ -92,7 +92,7 @@ def report(options: argparse.Namespace) -> None:
         draw_predictions(options.out, models, options.images, options.device)
     except FileNotFoundError as error:
         raise ToolError(
-            f'the data are gone: {error}; tools/make_toy_dataset.py makes toy data anew'
+            f'the data are gone: {error}; `sapa-mm toy-data` makes toy data anew'
         ) from error
     Console().print(table)
     print(f'picture: {options.out}')

@@ -9,6 +9,7 @@ from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS
 
 from sapa_mm.tools.benchmark import command as benchmark
+from sapa_mm.tools.errors import ToolError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -151,23 +152,18 @@ def test_refused_options(options, message, tmp_path, capsys):
 def test_unknown_configs(config, message, tmp_path, capsys):
     out = tmp_path / 'models.json'
     # Before the models that there are run.
-    assert run('--models', CLUSTERING, config, '--json', out) == 2
+    with pytest.raises(ToolError) as refused:
+        run('--models', CLUSTERING, config, '--json', out)
+    assert message in str(refused.value)
     printed = capsys.readouterr()
-    (line,) = printed.err.splitlines()
-    assert line.startswith('benchmark.py: ') and message in line
-    assert printed.out == ''
+    assert printed.out == printed.err == ''
     assert not out.exists()
 
 
-def test_a_model_that_cannot_be_built(tmp_path, capsys):
+def test_a_model_that_cannot_be_built(tmp_path):
     path, out = tmp_path / 'broken.py', tmp_path / 'models.json'
     path.write_text(f'_base_ = {str(CLUSTERING)!r}\nmodel = dict(backbone=dict(levels=7))\n')
-    try:
-        status = run('--models', path, '--image-size', *SIZE, '--json', out)
-    except SystemExit as stopped:
-        status = stopped.code
-    printed = capsys.readouterr()
-    sentence = status if isinstance(status, str) else printed.err.splitlines()[-1]
-    assert status not in (None, 0)
-    assert str(path) in sentence and 'levels' in sentence
+    with pytest.raises(ToolError, match='levels') as refused:
+        run('--models', path, '--image-size', *SIZE, '--json', out)
+    assert str(path) in str(refused.value)
     assert not out.exists()

@@ -1,6 +1,7 @@
 """The command sapa-mm and the scripts in tools/, which are doors to the same functions."""
 
 import configparser
+import os
 import subprocess
 import sys
 from importlib import metadata
@@ -20,9 +21,10 @@ DOORS = {
 }
 
 
-def python(*arguments: object) -> subprocess.CompletedProcess:
+def python(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    env = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
 
 
 def test_help_lists_every_tool_with_a_line(capsys):
@@ -104,6 +106,22 @@ def test_a_missing_package_is_named_with_its_command():
         'sapa-mm visualize: error: mmcv is not installed: pip install "mmcv>=2.0,<2.2"\n'
         'See sapa-mm visualize --help.\n'
     )
+
+
+def test_an_error_of_the_users_own_code_is_told_in_full(tmp_path):
+    (tmp_path / 'own_model.py').write_text(
+        'from mmengine.registry import MODELS\n\n\n@MODELS.register_module()\n'
+        'class OwnModel:\n    def __init__(self):\n        import mmseg.nope\n'
+    )
+    config = tmp_path / 'config.py'
+    config.write_text(
+        "default_scope = 'mmseg'\ncustom_imports = dict(imports=['own_model'])\n"
+        "model = dict(type='OwnModel')\n"
+    )
+    arguments = ('-m', 'sapa_mm', 'train', config, '--work-dir', tmp_path)
+    done = python('-W', 'ignore', *arguments, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'mmseg.nope'"
 
 
 def test_importing_the_tools_imports_nothing_more():

@@ -28,7 +28,6 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..arguments import output_file, picture, positive, usable_device
-from ..errors import ToolError
 from ..output import write_json
 from .candidates import COMPILE_MODES, OURS
 from .check import TOLERANCE
@@ -137,33 +136,23 @@ def environment_line(info: Mapping[str, str]) -> str:
     return ', '.join(f'{key} {value}' for key, value in info.items())
 
 
-def compare_models(options: argparse.Namespace, prog: str) -> int:
+def compare_models(options: argparse.Namespace) -> None:
     """Measure whole models, print, and write the JSON.
 
     Args:
         options: The parsed options.
-        prog: What the user calls the benchmark.
 
-    Returns:
-        Exit status: 2 if a config cannot be read, or its model not be built or run.
+    Raises:
+        ToolError: A config cannot be read, or its model not be built or run.
     """
     from .models import compare, table  # they need mmengine
 
     height, width = options.image_size or (512, 512)
     batch = options.batch or 1
     watch = Stopwatch(options.device)
-    try:
-        rows = compare(
-            options.models,
-            (height, width),
-            batch,
-            options.rounds,
-            options.device,
-            watch.seconds,
-        )
-    except ToolError as error:
-        print(f'{prog}: {error}', file=sys.stderr)
-        return 2
+    rows = compare(
+        options.models, (height, width), batch, options.rounds, options.device, watch.seconds
+    )
     info = environment(options.device)
     print(environment_line(info))
     print(f'{batch} x 3 x {height} x {width}, float32; in brackets: times the first.\n')
@@ -173,7 +162,6 @@ def compare_models(options: argparse.Namespace, prog: str) -> int:
         size = [height, width]
         record = {'environment': info, 'batch': batch, 'size': size, 'models': models}
         write_json(options.json, record)
-    return 0
 
 
 def operators_record(
@@ -261,5 +249,6 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     if options.device.type == 'cuda':
         torch.cuda.set_device(options.device)
     if options.models:
-        return compare_models(options, prog or 'benchmark.py')
+        compare_models(options)
+        return 0
     return compare_operators(options, shapes)

@@ -4,7 +4,7 @@
   %(prog)s my_detector.py --upsamplers nearest,carafe,sapa-b --seeds 0 1 --jobs 2
 
 CONFIG is a path or the name of a config that a framework installs, of a model whose features are
-upsampled by a host of this project (tools/swap_upsampler.py says which). Every upsampler gets a
+upsampled by a host of this project (`sapa-mm swap` says which). Every upsampler gets a
 config of its own that differs in nothing else, every seed a training and a test. A comparison that
 was stopped, by whatever, goes on where it was when it is started again: what is finished is kept,
 and a training resumes from its last checkpoint. The report, of what is finished, is in the work dir

@@ -3,6 +3,7 @@
 import os
 import shlex
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -68,7 +69,8 @@ class Processes:
         if process.returncode:
             tail = ''.join(log.read_text(errors='replace').splitlines(keepends=True)[-15:])
             raise ToolError(f'failed with status {process.returncode}; the end of {log}:\n{tail}')
-        return usage.ru_maxrss * 1024
+        # It is bytes on macOS, and KiB elsewhere.
+        return usage.ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
     def _start(
         self, arguments: Sequence[str], env: Mapping[str, str], lock: int
