@@ -35,7 +35,6 @@ def prefer_huge_pages(x: Tensor) -> None:
     Args:
         x: A tensor that was just allocated and is contiguous in memory.
     """
-    advise = _madvise()
-    if x.device.type == 'cpu' and x.nbytes >= LARGE_BYTES and advise:
+    if x.device.type == 'cpu' and x.nbytes >= LARGE_BYTES and (advise := _madvise()):
         start = -(-x.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         advise(start, x.data_ptr() + x.nbytes - start, mmap.MADV_HUGEPAGE)

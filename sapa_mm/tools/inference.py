@@ -10,8 +10,6 @@ from mmengine.config import Config
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-import sapa_mm  # noqa: F401  registers what configs name
-
 from .configs import reason
 from .errors import ToolError
 

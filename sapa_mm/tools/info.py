@@ -4,10 +4,11 @@ For a bug report: paste all of it. What does not work comes with what to do abou
 """
 
 import argparse
+import functools
 import importlib
 import importlib.util
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 
 import torch
@@ -24,10 +25,16 @@ PACKAGES = ('torch', 'triton', 'numpy', 'mmengine', 'mmcv', 'mmseg', 'mmdet')
 HOSTS = {'mmseg': 'sapa_mm.segmentation', 'mmdet': 'sapa_mm.detection'}
 
 
+@functools.cache
+def distributions() -> Mapping[str, list[str]]:
+    """The distributions that provide a package, by its name."""
+    return metadata.packages_distributions()
+
+
 def version(package: str) -> str:
     """The installed distributions that provide a package, with their versions; or why none does."""
     try:
-        names = dict.fromkeys(metadata.packages_distributions().get(package, ()))
+        names = dict.fromkeys(distributions().get(package, ()))
     except Exception as error:  # whatever broken metadata of some other package raise
         return f'unknown ({reason(error)})'
     found = ', '.join(f'{name} {metadata.version(name)}' for name in names)

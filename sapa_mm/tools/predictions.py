@@ -10,8 +10,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
 from mmengine.structures import BaseDataElement
 
-from sapa_mm.visualization import draw_pictures, draw_segmentations
-
+from ..visualization import draw_pictures, draw_segmentations
 from .inference import load_model, predict, read_images
 from .output import write_atomically
 

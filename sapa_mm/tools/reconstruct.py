@@ -24,8 +24,6 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 
-import sapa_mm  # noqa: F401  registers what the configs name
-
 from .arguments import positive
 from .benchmark.report import environment
 from .configs import own_configs

@@ -15,8 +15,7 @@ import numpy as np
 from rich.progress import track
 from torch import nn
 
-from sapa_mm.visualization import draw_superpixels
-
+from ..visualization import draw_superpixels
 from .arguments import picture, usable_device
 from .configs import read_config
 from .errors import ToolError, reported_by

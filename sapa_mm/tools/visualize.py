@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from rich.progress import track
 from torch import nn
 
-from sapa_mm.visualization import (
+from ..visualization import (
     draw_upsampling,
     draw_upsampling_steps,
     input_image,
@@ -27,8 +27,7 @@ from sapa_mm.visualization import (
     record_upsampling,
     select_upsamplers,
 )
-from sapa_mm.visualization.upsampling import FEATURES, check_positions
-
+from ..visualization.upsampling import FEATURES, check_positions
 from .arguments import usable_device
 from .configs import read_config
 from .errors import ToolError, reported_by

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sapa_mm import ops
-from sapa_mm.ops import reference
-
+from ... import ops
+from ...ops import reference
 from .flex import flex_affiliation
 from .rows import PASSES
 from .shapes import Shape

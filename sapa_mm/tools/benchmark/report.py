@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-import sapa_mm
-
+from ...version import __version__
 from ..output import markdown_table, write_atomically
 from .candidates import BILINEAR, OURS
 from .rows import PASSES, NotTimed, Row, Timing
@@ -35,7 +34,7 @@ def environment(device: torch.device) -> dict[str, str]:
     found['torch'] = torch.__version__
     with contextlib.suppress(ImportError):
         found['triton'] = importlib.import_module('triton').__version__
-    found['sapa_mm'] = sapa_mm.__version__
+    found['sapa_mm'] = __version__
     if device.type == 'cuda':
         found['cuda'] = torch.version.cuda or f'HIP {torch.version.hip}'
     found['float32_matmul_precision'] = torch.get_float32_matmul_precision()

@@ -116,25 +116,41 @@ def config_size(cfg: Mapping[str, Any]) -> tuple[int, int] | None:
     return None
 
 
-def read_job(name: str, shape: Sequence[int] | None, option: str = '--shape') -> Job:
-    """Read a config.
+def padded_size(
+    name: str, cfg: 'Config', shape: Sequence[int] | None, option: str = '--shape'
+) -> tuple[int, int]:
+    """Return (H, W) of the image of a config, padded as its model pads.
 
     Args:
         name: CONFIG.
+        cfg: What was read from there.
         shape: (H, W) of the image, if the user gave it.
         option: The option by which the user can.
 
     Raises:
-        ToolError: No such config, a broken one, or one that has no model or size.
+        ToolError: Neither the user nor the config says it.
     """
-    cfg = read_config(name)
     size = shape or config_size(cfg)
     if size is None:
         raise ToolError(f'CONFIG: {name} names no size of its images; give {option} H W')
     preprocessor = cfg.model.get('data_preprocessor') or {}
     divisor = preprocessor.get('pad_size_divisor', 1)
     height, width = (-(-n // divisor) * divisor for n in size)
-    return Job(name, cfg, (height, width))
+    return height, width
+
+
+def read_job(name: str, shape: Sequence[int] | None) -> Job:
+    """Read a config.
+
+    Args:
+        name: CONFIG.
+        shape: What --shape says.
+
+    Raises:
+        ToolError: No such config, a broken one, or one that has no model or size.
+    """
+    cfg = read_config(name)
+    return Job(name, cfg, padded_size(name, cfg, shape))
 
 
 def versions() -> dict[str, str]:

@@ -24,7 +24,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from sapa_mm.upsamplers.inspection import describe_upsampler, iter_upsamplers
+from ...upsamplers.inspection import describe_upsampler, iter_upsamplers
 
 Size = tuple[int, int]
 

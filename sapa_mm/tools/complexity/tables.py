@@ -15,8 +15,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from sapa_mm.upsamplers import build_upsampler
-
+from ...upsamplers import build_upsampler
 from ..configs import own_configs
 from ..presets import upsampler_config
 from .count import Size, count_parameters, find_steps, recording, takes

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sapa_mm.ops.decompositions import decompositions
-
+from ...ops.decompositions import decompositions
 from ..complexity.command import size_text
 from ..configs import reason
 from ..output import write_atomically

@@ -10,9 +10,8 @@ from mmengine.model import BaseModule
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
-from sapa_mm.upsamplers import build_upsampler
-
-from ..complexity.command import read_job
+from ...upsamplers import build_upsampler
+from ..complexity.command import padded_size
 from ..complexity.count import build
 from ..configs import read_config, reason
 from ..errors import ToolError
@@ -116,9 +115,9 @@ def read_segmentor(
             f'CONFIG: expected a segmentor of mmsegmentation, or --upsampler, got a model of '
             f'{cfg.default_scope}, {cfg.model.get("type")}; detectors are not exported'
         )
-    job = read_job(config, size, '--size')
+    image_size = padded_size(config, cfg, size, '--size')
     try:
-        model = build_segmentor(job.cfg, checkpoint)
+        model = build_segmentor(cfg, checkpoint)
     except Exception as error:  # of whatever kind: model and weights are the user's
         raise ToolError(f'{checkpoint or config} cannot be loaded: {reason(error)}') from error
     if not hasattr(model, 'encode_decode'):
@@ -134,7 +133,7 @@ def read_segmentor(
         lambda batch, height, width: (torch.randn(batch, channels, height, width),),
         (preprocessing(cfg),),
     )
-    return subject, job.size
+    return subject, image_size
 
 
 def make_upsampler(
