@@ -25,6 +25,7 @@ with contextlib.suppress(MissingFrameworkError):
     importlib.import_module('.upsamplers', __name__)
     _compat = importlib.import_module('.compat', __name__)
     _compat.allow_mmengine_checkpoints()
+    _compat.refuse_other_checkpoints()
     _compat.add_config_scope()
     del _compat
 

@@ -1,17 +1,23 @@
-"""Lets mmengine find this package's configs, and torch >= 2.6 read mmengine's checkpoints.
+"""Lets mmengine find configs, and read its checkpoints but no others with torch >= 2.6.
 
 Since 2.6 `torch.load` reads with ``weights_only=True`` and refuses every class that is not on its
 list. mmengine's checkpoints hold the training log, made of `HistoryBuffer` and numpy arrays, so
 testing, resuming and ``load_from`` would fail. Only those names are added to the list: a checkpoint
-that names anything else is still refused before anything in it runs.
+that names anything else is still refused before anything in it runs. mmengine itself does not hold
+to that everywhere: what it downloads it reads without ``weights_only``, and the fork's reads again
+without it what was refused. So torch is told to insist while mmengine loads.
 """
 
+import contextlib
 import functools
+import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+
+from .frameworks import is_distribution
 
 # What HistoryBuffer registers as its statistics, hence all that its pickles name by getattr.
 _STATISTICS = ('min', 'max', 'mean', 'current')
@@ -88,18 +94,68 @@ def allow_mmengine_checkpoints() -> None:
         torch.serialization.add_safe_globals(_checkpoint_globals())
 
 
+_FORCE, _FORCE_NOT = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+
+
+@contextlib.contextmanager
+def weights_only() -> Iterator[None]:
+    """Make ``torch.load`` read with ``weights_only=True``, whatever its callers ask for.
+
+    The environment variable by which torch lets a user do so is set and reset. Where the user has
+    set the opposite one, that holds.
+    """
+    if os.environ.get(_FORCE_NOT, '0').lower() in ('1', 'y', 'yes', 'true'):
+        yield
+        return
+    before = os.environ.get(_FORCE)
+    os.environ[_FORCE] = '1'
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_FORCE]
+        else:
+            os.environ[_FORCE] = before
+
+
+def refuse_other_checkpoints() -> None:
+    """Let nothing but weights and logs out of the checkpoints that mmengine loads.
+
+    Without this a checkpoint can run code: mmengine reads what it downloads without
+    ``weights_only``, and the fork's mmengine repeats without it whatever ``weights_only`` refused.
+    Afterwards both raise `pickle.UnpicklingError`, whose message says how to allow a class. Needs
+    mmengine; may be called again. For torch before 2.6 it does nothing: its ``weights_only`` can
+    be got round (CVE-2025-32434), so that there no checkpoint of a stranger is safe.
+    """
+    from mmengine.runner.checkpoint import CheckpointLoader
+
+    load = CheckpointLoader.load_checkpoint.__func__
+    if torch.__version__ < '2.6' or hasattr(load, '__wrapped__'):
+        return
+
+    @functools.wraps(load)
+    def load_weights_only(cls: type, *args: object, **kwargs: object) -> object:
+        with weights_only():
+            return load(cls, *args, **kwargs)
+
+    CheckpointLoader.load_checkpoint = classmethod(load_weights_only)
+
+
 def add_config_scope() -> None:
-    """Let ``_base_ = 'sapa_mm::...'`` and mmengine's ``get_config`` find this package's configs.
+    """Let ``_base_ = 'sapa_mm::...'`` and mmengine's ``get_config`` find packages' configs.
 
     mmengine keeps a table of the packages that it looks for, by the name before the ``::``, and
     builds what such a base names in the registries of that name. This package has none of its own:
-    what its configs name is built in those of the config's ``default_scope``. Needs mmengine.
+    what its configs name is built in those of the config's ``default_scope``. In the table of the
+    fork's mmengine ``mmseg`` is still called as upstream's distribution is. Needs mmengine.
     """
     from mmengine.config import Config
     from mmengine.config.utils import MODULE2PACKAGE
 
     if 'sapa_mm' in MODULE2PACKAGE:
         return
+    if is_distribution('onedl-mmsegmentation'):
+        MODULE2PACKAGE['mmseg'] = 'onedl-mmsegmentation'
     # A module of the package in place of the distribution's name: mmengine then asks where the
     # module lies, which is right for an editable install too, while a distribution's location is
     # that of its metadata.

@@ -2,15 +2,51 @@
 
 import contextlib
 from collections.abc import Iterator
+from importlib import metadata
 
-#: What pip has to install for a package, by the name that is imported.
-INSTALL = {
-    'mmengine': 'mmengine==0.10.7',
-    'mmcv': '"mmcv>=2.0,<2.2"',
-    # mmsegmentation imports the last two without requiring them.
-    'mmseg': 'mmsegmentation==1.2.2 ftfy regex',
-    'mmdet': 'mmdet==3.3.0',
+#: What pip has to install for a package, by the name that is imported, in each of the two lines of
+#: OpenMMLab's packages: their own releases, and the fork 'onedl' that is maintained. Both install
+#: the same modules, so that an environment must hold one of them only.
+LINES = {
+    'upstream': {
+        'mmengine': 'mmengine==0.10.7',
+        'mmcv': '"mmcv>=2.0,<2.2"',
+        # mmsegmentation imports the last two without requiring them.
+        'mmseg': 'mmsegmentation==1.2.2 ftfy regex',
+        'mmdet': 'mmdet==3.3.0',
+    },
+    'onedl': {
+        'mmengine': '"onedl-mmengine>=0.10.12"',
+        'mmcv': '"onedl-mmcv>=2.3.6"',
+        'mmseg': '"onedl-mmsegmentation>=1.4.2"',
+        'mmdet': '"onedl-mmdetection>=3.5.1"',
+    },
 }
+
+# The distributions by which a line is told.
+_DISTRIBUTIONS = {
+    'upstream': ('mmengine', 'mmengine-lite', 'mmcv', 'mmcv-lite', 'mmsegmentation', 'mmdet'),
+    'onedl': ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmsegmentation', 'onedl-mmdetection'),
+}
+
+
+def is_distribution(name: str) -> bool:
+    """Tell whether a distribution is installed, by the name that pip knows."""
+    try:
+        metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def installed_lines() -> list[str]:
+    """Name the `LINES` of which something is installed; more than one overwrite each other."""
+    return [line for line, names in _DISTRIBUTIONS.items() if any(map(is_distribution, names))]
+
+
+#: What pip has to install, in the line that this environment holds; in 'onedl' if it holds none,
+#: as that installs without a compiler.
+INSTALL = LINES[(installed_lines() or ['onedl'])[0]]
 
 
 class MissingFrameworkError(ImportError):

@@ -1,6 +1,8 @@
 """mmengine's checkpoints load under weights_only, and malicious ones do not."""
 
 import builtins
+import functools
+import http.server
 import importlib
 import json
 import os
@@ -8,6 +10,7 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +225,42 @@ def test_code_in_a_checkpoint_is_refused_before_it_runs(function, tmp_path):
     assert canary.exists()
 
 
+def test_code_in_a_downloaded_checkpoint_is_refused_before_it_runs(tmp_path, monkeypatch):
+    canary = tmp_path / 'canary'
+    torch.save(
+        {'state_dict': {}, 'meta': Call(os.system, f'touch {canary}')}, tmp_path / 'evil.pth'
+    )
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setenv('no_proxy', '*')
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f'http://127.0.0.1:{server.server_port}/evil.pth'
+        with pytest.raises(pickle.UnpicklingError, match=REFUSED):
+            load(url)
+        server.shutdown()
+    assert not canary.exists()
+    # mmengine by itself reads what it downloaded without weights_only.
+    torch.hub.load_state_dict_from_url(url, model_dir=tmp_path / 'cache' / 'hub' / 'checkpoints')
+    assert canary.exists()
+
+
+def test_reading_weights_alone_is_asked_of_torch_while_mmengine_loads(tmp_path, monkeypatch):
+    path = tmp_path / 'evil.pth'
+    torch.save({'state_dict': {}, 'meta': Call(divmod, 7, 2)}, path)
+    for before in ('0', None):
+        monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', before or '')
+        if before is None:
+            monkeypatch.delenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD')
+        with pytest.raises(pickle.UnpicklingError, match=REFUSED):
+            load(path)
+        assert os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD') == before
+        assert torch.load(path, weights_only=False)['meta'] == (3, 1)
+    # A user who trusts a checkpoint says so as in every program with torch.
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    load(path)
+
+
 @pytest.mark.parametrize(
     'attack',
     [
@@ -320,7 +359,14 @@ def test_a_base_of_this_package_keeps_the_scope_of_the_config(tmp_path):
     assert [metric['type'] for metric in got['val_evaluator']] == ['IoUMetric', 'BoundaryIoU']
 
 
-def test_configs_of_other_packages_keep_theirs(tmp_path):
+@pytest.mark.parametrize(
+    'name',
+    [
+        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+        'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py',
+    ],
+)
+def test_configs_of_other_packages_keep_theirs(tmp_path, name):
     path = tmp_path / 'own.py'
-    path.write_text("_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\n")
-    assert Config.fromfile(path).model._scope_ == 'mmdet'
+    path.write_text(f'_base_ = {name!r}\n')
+    assert Config.fromfile(path).model._scope_ == name.partition('::')[0]

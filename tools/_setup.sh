@@ -1,15 +1,24 @@
 # Sourced by quickstart.sh and test.sh: puts everything into a Python environment, once.
 #
-# An active virtual or conda environment (but not conda's base) is used, and a torch or mmcv that it
-# has in a supported version is kept; otherwise .venv is made. Sets PYTHON. Needs Python >= 3.10
-# and, to build mmcv, a C++ compiler. Safe to run again.
+# An active virtual or conda environment (but not conda's base) is used, and what it has in a
+# supported version is kept: torch, and the line of OpenMMLab's packages, upstream's own releases or
+# the maintained fork 'onedl'. Otherwise .venv is made (.venv-LINE where a line is asked for). Sets
+# PYTHON. Needs Python >= 3.10 and, to build mmcv's operators, a C++ compiler. Safe to run again.
 
 # The versions the project is tested with.
 TORCH=torch==2.13.0
-MMCV=mmcv==2.1.0
-FRAMEWORKS="mmengine==0.10.7 mmsegmentation==1.2.2 mmdet==3.3.0"
-# mmcv's setup.py needs pkg_resources, which setuptools 81 dropped.
+MMCV_upstream=mmcv==2.1.0
+MMCV_onedl=onedl-mmcv==2.3.6
+# mmsegmentation imports ftfy and regex without requiring them.
+SEG_upstream="mmengine==0.10.7 mmsegmentation==1.2.2 ftfy regex"
+SEG_onedl="onedl-mmengine==0.10.12 onedl-mmsegmentation==1.4.2"
+DET_upstream=mmdet==3.3.0
+DET_onedl=onedl-mmdetection==3.5.1
+# The setup.py of upstream's mmcv needs pkg_resources, which setuptools 81 dropped.
 SETUPTOOLS="setuptools<81"
+
+# What was asked for by --line: 'upstream', 'onedl', or nothing.
+LINE=
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 die() {
@@ -19,21 +28,33 @@ die() {
 
 is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; }
 
+# set_line LINE: the line to install; stops unless there is such a one.
+set_line() {
+    case "$1" in
+    upstream | onedl) LINE=$1 ;;
+    *)
+        echo "--line: expected upstream or onedl, got: ${1:-nothing} (try --help)" >&2
+        exit 2
+        ;;
+    esac
+}
+
 choose_python() {
     if [ -n "${VIRTUAL_ENV:-}" ]; then
         PYTHON=$VIRTUAL_ENV/bin/python
     elif [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEFAULT_ENV:-}" != base ]; then
         PYTHON=$CONDA_PREFIX/bin/python
     else
-        PYTHON=$PWD/.venv/bin/python
+        local venv=.venv${LINE:+-$LINE}
+        PYTHON=$PWD/$venv/bin/python
         # One that was stopped half-way has no pip.
         if ! "$PYTHON" -m pip --version >/dev/null 2>&1; then
             local base
             base=$(command -v python3 || command -v python) || die "install Python 3.10 or newer"
             is_new_enough "$base" ||
                 die "Python 3.10 or newer is needed, $base is $("$base" --version 2>&1)"
-            say "Making .venv"
-            "$base" -m venv --clear .venv ||
+            say "Making $venv"
+            "$base" -m venv --clear "$venv" ||
                 die "python3 -m venv failed: install your system's python3-venv"
         fi
     fi
@@ -44,6 +65,25 @@ choose_python() {
         die "the active environment has no pip: $PYTHON -m ensurepip"
 }
 
+# Keeps the line that the environment holds; 'onedl' if it holds none and none was asked for.
+choose_line() {
+    local found
+    found=$("$PYTHON" -c "
+import sys
+sys.path.insert(0, 'sapa_mm')
+from frameworks import installed_lines
+print(*installed_lines())")
+    case "$found" in
+    *' '*) die "$PYTHON holds packages of both lines of OpenMMLab, upstream and onedl, which \
+overwrite each other: take a new environment" ;;
+    esac
+    [ -z "$found" ] || [ -z "$LINE" ] || [ "$found" = "$LINE" ] ||
+        die "$PYTHON holds the line $found, not $LINE: take another environment"
+    LINE=${found:-${LINE:-onedl}}
+    local mmcv=MMCV_$LINE seg=SEG_$LINE det=DET_$LINE
+    MMCV=${!mmcv} SEG=${!seg} DET=${!det}
+}
+
 pip_install() { "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@"; }
 
 # Whether a Python expression holds; a module that cannot be imported counts as no.
@@ -51,9 +91,15 @@ holds() { "$PYTHON" -W ignore -c "import sys; sys.exit(not ($1))" 2>/dev/null; }
 
 has_torch() { holds '__import__("torch").__version__ >= (2, 4)'; }
 
+# mmcv in a version that the line's frameworks take; has_mmcv_ops: with its operators.
 has_mmcv() {
-    holds '__import__("mmcv.ops") and (2, 0) <= __import__("mmcv").version_info[:2] < (2, 2)'
+    if [ "$LINE" = onedl ]; then
+        holds '__import__("mmcv").__version__ >= "2.3"'
+    else
+        holds '"2.0" <= __import__("mmcv").__version__ < "2.2"'
+    fi
 }
+has_mmcv_ops() { has_mmcv && holds '__import__("mmcv.ops")'; }
 
 # Builds mmcv with its operators and shows how far the compiler is.
 build_mmcv() {
@@ -68,14 +114,16 @@ build_mmcv() {
     [ "$status" -eq 0 ] || return 1
 }
 
-# mmcv 2.1's setup.py reads its version in a way that Python 3.13 ended.
+# The setup.py of upstream's mmcv reads its version in a way that Python 3.13 ended.
 check_python_builds_mmcv() {
-    has_mmcv || "$PYTHON" -c 'import sys; sys.exit(sys.version_info >= (3, 13))' ||
-        die "mmcv 2.1 does not build on $("$PYTHON" --version 2>&1): use Python 3.10, 3.11 or 3.12"
+    [ "$LINE" = onedl ] || has_mmcv_ops ||
+        "$PYTHON" -c 'import sys; sys.exit(sys.version_info >= (3, 13))' ||
+        die "mmcv 2.1 does not build on $("$PYTHON" --version 2>&1): use Python 3.10, 3.11 or \
+3.12, or --line onedl"
 }
 
-install_mmcv() {
-    has_mmcv && return
+install_mmcv_ops() {
+    has_mmcv_ops && return
     "$PYTHON" -c 'import sysconfig, os, sys
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' ||
         die "Python's headers are missing: install your system's python3-dev"
@@ -86,33 +134,61 @@ torch's version, or choose a CPU build of torch first"
     local compiler=${CXX:-c++} log=${TMPDIR:-/tmp}/sapa_mm-mmcv-$$.log
     command -v "$compiler" >/dev/null || die "a C++ compiler is needed: install g++ or clang"
     say "Building $MMCV with its operators (about 6 minutes on two cores; log: $log)"
-    build_mmcv "$log" || {
+    # The build must see torch, and where mmcv is without operators pip takes it for installed.
+    local again=()
+    ! has_mmcv || again=(--no-cache-dir --force-reinstall --no-deps)
+    build_mmcv "$log" ${again[@]+"${again[@]}"} || {
         tail -n 30 "$log" >&2
         die "mmcv could not be built; the whole log is $log"
     }
-    if ! has_mmcv; then
-        # A wheel cached by pip was built for another torch.
-        say "Building it again for the torch that is installed"
+    if ! has_mmcv_ops; then
+        say "Building it again: pip had a wheel of it for another torch, or without operators"
         build_mmcv "$log" --no-cache-dir --force-reinstall --no-deps || die "see $log"
-        has_mmcv || die "mmcv.ops cannot be imported: $("$PYTHON" -c 'import mmcv.ops' 2>&1 | tail -n 1)"
+        has_mmcv_ops ||
+            die "mmcv.ops cannot be imported: $("$PYTHON" -c 'import mmcv.ops' 2>&1 | tail -n 1)"
     fi
     rm -f "$log"
 }
 
-# install_everything EXTRAS: the package, editable, with these of its extras.
+# install_everything EXTRAS [seg|det]: the package, editable, with these of its extras, and what it
+# needs of OpenMMLab: for segmentation alone the fork does without mmcv's operators.
 install_everything() {
+    local extras=$1 part=${2:-det}
     choose_python
-    check_python_builds_mmcv
+    choose_line
+    [ "$LINE" = onedl ] || part=det
+    [ "$part" = seg ] || check_python_builds_mmcv
+    say "Installing into ${PYTHON%/bin/python}"
+    echo "  torch             $(has_torch && echo 'it has one, which stays' || echo "$TORCH")"
+    if [ "$part" = seg ]; then
+        echo "  OpenMMLab ($LINE)  $SEG $MMCV"
+        echo "                    the maintained fork, whose mmcv needs no compiler for segmentation"
+    else
+        echo "  OpenMMLab ($LINE)  $SEG $DET"
+        echo "                    $MMCV, compiled: detection needs its operators"
+    fi
+    echo "  sapa_mm           from this checkout, with what its extras [$extras] need"
     if ! has_torch; then
-        say "Installing $TORCH"
+        say "Installing $TORCH (several GB where pip finds no CPU build)"
         "$PYTHON" -m pip install --disable-pip-version-check "$TORCH" "$SETUPTOOLS"
     fi
-    pip_install "$SETUPTOOLS" wheel ninja
-    install_mmcv
+    pip_install "$SETUPTOOLS" wheel
+    if [ "$part" = det ]; then
+        pip_install ninja packaging
+        install_mmcv_ops
+    fi
     say "Installing the frameworks and sapa_mm"
-    # shellcheck disable=SC2086  # a list
-    pip_install $FRAMEWORKS "$SETUPTOOLS"
-    pip_install --no-build-isolation -e ".[$1]"
-    "$PYTHON" -W ignore -c 'import sapa_mm.segmentation, sapa_mm.detection' ||
+    # torch is not in pip's own build environment, so that an mmcv not built yet has no operators.
+    # shellcheck disable=SC2086  # lists
+    if [ "$part" = seg ]; then
+        has_mmcv && MMCV=
+        pip_install $MMCV $SEG "$SETUPTOOLS"
+    else
+        pip_install $SEG $DET "$SETUPTOOLS"
+    fi
+    pip_install --no-build-isolation -e ".[$extras]"
+    local parts=sapa_mm.segmentation
+    [ "$part" = seg ] || parts="$parts, sapa_mm.detection"
+    "$PYTHON" -W ignore -c "import $parts" ||
         die "sapa_mm cannot be imported; the message above says why"
 }

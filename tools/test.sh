@@ -3,18 +3,25 @@
 set -euo pipefail
 if [ "${1:-}" = -h ] || [ "${1:-}" = --help ]; then
     cat <<'HELP'
-usage: bash tools/test.sh [PYTEST_ARGUMENT ...]
+usage: bash tools/test.sh [--line upstream|onedl] [PYTEST_ARGUMENT ...]
 
 Installs the package, mmcv with its operators, mmsegmentation and mmdetection into .venv (or into
 the active environment), then runs ruff, codespell, mypy and the tests. From nothing this takes about
 half an hour on two cores, 6 minutes of it to build mmcv. With arguments, such as
 `tests/ops -k gradcheck`, only pytest runs.
+
+  --line LINE  which of OpenMMLab's packages: upstream's own releases or the maintained fork, onedl.
+               They go to .venv-LINE. Default: what .venv or the active environment holds, or onedl.
 HELP
     exit
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tools/_setup.sh
-install_everything seg,det,dev
+if [ "${1:-}" = --line ]; then
+    set_line "${2:-}"
+    shift 2
+fi
+install_everything dev
 if [ $# -eq 0 ]; then
     say "Checking style, spelling and types"
     "$PYTHON" -m ruff check .

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from sapa_mm import frameworks
+
 TOOLS = Path(__file__).parents[2] / 'tools'
 
 
@@ -26,10 +28,33 @@ def test_help_does_nothing_but_explain(script):
     assert result.stderr == ''
 
 
-def test_quickstart_takes_no_arguments():
-    result = bash(str(TOOLS / 'quickstart.sh'), '--quick')
+def test_quickstart_refuses_other_arguments():
+    result = bash(str(TOOLS / 'quickstart.sh'), '--with-detection', '--quick')
     assert result.returncode == 2
-    assert 'quickstart.sh takes no arguments, got: --quick' in result.stderr
+    assert 'expected --with-detection or --line LINE, got: --quick' in result.stderr
+
+
+@pytest.mark.parametrize('script', ['quickstart.sh', 'test.sh'])
+def test_an_unknown_line_is_refused(script):
+    for line in (['downstream'], []):
+        result = bash(str(TOOLS / script), '--line', *line)
+        assert result.returncode == 2
+        assert f'--line: expected upstream or onedl, got: {"".join(line) or "nothing"}' in (
+            result.stderr
+        )
+
+
+def test_the_line_of_an_environment_stays():
+    (line,) = frameworks.installed_lines()
+    other = next(name for name in frameworks.LINES if name != line)
+    setup = f'set -euo pipefail; cd "{TOOLS.parent}"; . tools/_setup.sh; set_line {{}}; '
+    check = 'choose_python; choose_line; has_mmcv_ops; echo "$MMCV $SEG $DET"'
+    kept = bash('-c', setup.format(line) + check, VIRTUAL_ENV=sys.prefix)
+    assert kept.returncode == 0, kept.stderr
+    assert kept.stdout.count('onedl-') == (4 if line == 'onedl' else 0)
+    refused = bash('-c', setup.format(other) + check, VIRTUAL_ENV=sys.prefix)
+    assert refused.returncode == 1
+    assert f'holds the line {line}, not {other}: take another environment' in refused.stderr
 
 
 def test_an_active_environment_is_used_as_it_is(tmp_path):
@@ -39,7 +64,7 @@ def test_an_active_environment_is_used_as_it_is(tmp_path):
     fake.write_text('#!/bin/sh\n[ "$1" = -m ] && echo "$@" >>"$RECORD"\nexit 0\n')
     fake.chmod(0o755)
     record = tmp_path / 'record'
-    command = f'set -euo pipefail; cd "{tmp_path}"; . "{TOOLS}/_setup.sh"; install_everything seg'
+    command = f'set -euo pipefail; cd "{tmp_path}"; . "{TOOLS}/_setup.sh"; install_everything dev'
     result = bash(
         '-c',
         command,
@@ -51,7 +76,7 @@ def test_an_active_environment_is_used_as_it_is(tmp_path):
     told = record.read_text()
     assert 'torch==' not in told  # there is one
     assert 'mmcv==' not in told
-    assert '-e .[seg]' in told
+    assert '-e .[dev]' in told
     assert not (tmp_path / '.venv').exists()
 
 
