@@ -23,8 +23,8 @@ LINES = {
     },
 }
 
-# The distributions by which a line is told.
-_DISTRIBUTIONS = {
+#: The distributions of each line, by which it is told.
+DISTRIBUTIONS = {
     'upstream': ('mmengine', 'mmengine-lite', 'mmcv', 'mmcv-lite', 'mmsegmentation', 'mmdet'),
     'onedl': ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmsegmentation', 'onedl-mmdetection'),
 }
@@ -41,7 +41,7 @@ def is_distribution(name: str) -> bool:
 
 def installed_lines() -> list[str]:
     """Name the `LINES` of which something is installed; more than one overwrite each other."""
-    return [line for line, names in _DISTRIBUTIONS.items() if any(map(is_distribution, names))]
+    return [line for line, names in DISTRIBUTIONS.items() if any(map(is_distribution, names))]
 
 
 #: What pip has to install, in the line that this environment holds; in 'onedl' if it holds none,

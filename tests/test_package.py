@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from testing_wheel import ROOT, build_wheel
 
+from sapa_mm.frameworks import INSTALL, LINES, installed_lines
+
 # Makes top-level packages, or modules such as 'mmcv.ops', impossible to import.
 BLOCK = """
 import sys
@@ -141,14 +143,14 @@ def test_mmseg_without_mmdet():
     message = error('from sapa_mm.detection import GuidedFPN', 'mmdet')
     assert message == error('sapa_mm.detection.GuidedFPN', 'mmdet')
     assert 'sapa_mm.detection needs mmdetection' in message
-    assert 'pip install "mmcv>=2.0,<2.2" mmdet==3.3.0' in message
+    assert f'pip install {INSTALL["mmcv"]} {INSTALL["mmdet"]}' in message
 
 
 def test_mmdet_without_mmseg():
     check(OPS + 'from sapa_mm.detection import GuidedFPN', 'mmseg')
     message = error('from sapa_mm.segmentation import GuidedFPN', 'mmseg')
     assert 'sapa_mm.segmentation needs mmsegmentation' in message
-    assert 'pip install "mmcv>=2.0,<2.2" mmsegmentation==1.2.2 ftfy regex' in message
+    assert f'pip install {INSTALL["mmcv"]} {INSTALL["mmseg"]}' in message
 
 
 def test_mmcv_lite():
@@ -163,7 +165,7 @@ def test_mmcv_lite():
     for host in ('segmentation', 'detection'):
         message = error(f'from sapa_mm.{host} import GuidedFPN', *blocked)
         assert "cannot be imported (No module named 'mmcv.ops')" in message
-        assert 'pip install "mmcv>=2.0,<2.2" mm' in message
+        assert f'pip install {INSTALL["mmcv"]} ' in message
 
 
 def test_all_frameworks():
@@ -178,3 +180,28 @@ def test_all_frameworks():
 
 def test_pictures_without_matplotlib():
     assert 'pip install matplotlib' in error('import sapa_mm.visualization', 'matplotlib')
+
+
+def test_what_to_install_is_of_the_line_that_is_there():
+    (line,) = installed_lines()
+    assert INSTALL == LINES[line]
+    # In an environment with neither, the fork, which installs without a compiler.
+    code = (
+        'import importlib.metadata as m\n'
+        'def none(name): raise m.PackageNotFoundError(name)\n'
+        'm.distribution = none\n'
+        'from frameworks import INSTALL, LINES\n'
+        'assert INSTALL == LINES["onedl"]'
+    )
+    # The setup imports the module like this too, before sapa_mm can be imported.
+    subprocess.run([sys.executable, '-c', code], cwd=ROOT / 'sapa_mm', check=True, timeout=60)
+
+
+def test_an_extra_is_of_one_line():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / 'setup.cfg')
+    for extra, wanted in setup['options.extras_require'].items():
+        names = [line for line in wanted.split('\n') if 'mm' in line and 'sapa_mm' not in line]
+        forked = [name for name in names if name.startswith('onedl-')]
+        assert forked == (names if extra.startswith('onedl-') else []), extra
+        assert bool(names) == extra.startswith(('onedl-', 'upstream-')), extra

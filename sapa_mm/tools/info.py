@@ -7,6 +7,7 @@ import argparse
 import functools
 import importlib
 import importlib.util
+import itertools
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -14,7 +15,7 @@ from importlib import metadata
 import torch
 
 from .. import ops
-from ..frameworks import MissingFrameworkError
+from ..frameworks import DISTRIBUTIONS, MissingFrameworkError, installed_lines, is_distribution
 from ..version import __version__
 from .configs import FRAMEWORKS, package_folder, reason
 from .errors import ToolError
@@ -101,6 +102,12 @@ def lines() -> Iterator[str]:
         if package == 'mmcv' and found != 'not installed':
             found += f', {mmcv_operators()}'
         yield f'{package}: {found}'
+    if len(installed_lines()) > 1:
+        both = ', '.join(filter(is_distribution, itertools.chain(*DISTRIBUTIONS.values())))
+        yield (
+            f'warning: {both} are of two lines with the same modules and overwrite each other: '
+            'install one of them into a new environment'
+        )
     yield from devices()
     yield f'operators run on {backend()}'
     for framework in FRAMEWORKS:

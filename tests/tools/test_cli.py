@@ -10,6 +10,7 @@ import pytest
 from testing_configs import ROOT
 
 import sapa_mm
+from sapa_mm import frameworks
 from sapa_mm.tools import cli, info
 
 TOOLS = ROOT / 'tools'
@@ -141,11 +142,28 @@ def test_info_tells_the_versions_and_what_works(capsys):
     info.main([])
     lines = capsys.readouterr().out.splitlines()
     assert f'sapa_mm {sapa_mm.__version__} in {ROOT / "sapa_mm"}' in lines
-    assert f'mmcv: mmcv {metadata.version("mmcv")}, with its operators' in lines
-    for package, distribution in {'mmseg': 'mmsegmentation', 'mmdet': 'mmdet'}.items():
-        assert f'{package}: {distribution} {metadata.version(distribution)}' in lines
+    (line,) = frameworks.installed_lines()
+    names = ('mmengine', 'mmcv', 'mmsegmentation', 'mmdet')
+    if line == 'onedl':
+        names = ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmsegmentation', 'onedl-mmdetection')
+    told = dict.fromkeys(names, '') | {names[1]: ', with its operators'}
+    for package, name in zip(('mmengine', 'mmcv', 'mmseg', 'mmdet'), names, strict=True):
+        assert f'{package}: {name} {metadata.version(name)}{told[name]}' in lines
+    for package in ('mmseg', 'mmdet'):
         assert f'train and test of {package}: yes' in lines
+    assert not any(line.startswith('warning') for line in lines)
     assert any(line.startswith('operators run on ') for line in lines)
+
+
+def test_info_warns_of_both_lines_in_one_environment(tmp_path, monkeypatch, capsys):
+    for name in ('mmengine', 'onedl-mmcv'):
+        folder = tmp_path / f'{name.replace("-", "_")}-9.9.dist-info'
+        folder.mkdir()
+        (folder / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: 9.9\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    assert frameworks.installed_lines() == ['upstream', 'onedl']
+    info.main([])
+    assert 'warning: mmengine, ' in capsys.readouterr().out
 
 
 def test_info_says_why_something_does_not_work():

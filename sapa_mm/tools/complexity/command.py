@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from ...frameworks import DISTRIBUTIONS
 from ..arguments import output_file, positive
 from ..configs import package_folder, read_config, reason
 from ..errors import ToolError, reported_by
@@ -34,7 +35,6 @@ if TYPE_CHECKING:  # these need mmengine, without which --help works
 
 # Every table needs these frameworks.
 TABLES = {'ade20k': ('mmseg', 'mmdet'), 'coco': ('mmdet',), 'ops': ()}
-DISTRIBUTIONS = ('torch', 'mmengine', 'mmsegmentation', 'mmdet', 'sapa_mm')
 
 EPILOG = """\
 CONFIG is a path or the name of a config that a framework installs:
@@ -156,7 +156,7 @@ def read_job(name: str, shape: Sequence[int] | None) -> Job:
 def versions() -> dict[str, str]:
     """Return the versions of what the figures depend on, as far as it is installed."""
     found = {}
-    for name in DISTRIBUTIONS:
+    for name in ('torch', *itertools.chain(*DISTRIBUTIONS.values()), 'sapa_mm'):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
