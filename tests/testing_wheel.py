@@ -13,7 +13,7 @@ def build_wheel(folder: Path) -> Path:
     # A copy: what an earlier build left in the checkout must not get in.
     copy = folder / 'checkout'
     left_out = shutil.ignore_patterns(
-        *('.git', '.venv', '.*_cache', 'build', '*.egg-info', '__pycache__', 'data', 'work_dirs')
+        *('.git', '.venv*', '.*_cache', 'build', '*.egg-info', '__pycache__', 'data', 'work_dirs')
     )
     shutil.copytree(ROOT, copy, ignore=left_out, symlinks=True)
     command = [sys.executable, '-m', 'build', '--wheel', '--no-isolation', '--outdir', folder]
