@@ -117,6 +117,15 @@ UPSAMPLERS = {
         'A2U',
         dict(mode='dynamic', kernel_size=3, encoder_kernel=6, channel_wise=False, paired=False),
     ),
+    'dysample': (
+        'DySample',
+        dict(scale_factor=2, style='lp', groups=4, dynamic_scope=False),
+    ),
+    'dysample-plus': (
+        'DySample',
+        dict(scale_factor=2, style='lp', groups=4, dynamic_scope=True),
+    ),
+    'fade': ('FADE', dict(kernel_size=5)),
     'sapa-i': ('SAPA', dict(SAPA_B, similarity='inner', embed_dims=256)),
     'sapa-b': ('SAPA', SAPA_B),
     'sapa-p': ('SAPA', dict(SAPA_B, similarity='plain')),
@@ -131,7 +140,11 @@ ABLATIONS = {
     **{name: dict(normalization=name) for name in ('none', 'relu', 'sigmoid', 'softplus')},
 }
 #: Standard deviations that the upsamplers' own initialization gives, and that of no host does.
-INITIALIZATION = {'query_proj.weight': 0.02, 'content_encoder.weight': 0.001}
+INITIALIZATION = {
+    'query_proj.weight': 0.02,
+    'content_encoder.weight': 0.001,
+    'offset.weight': 0.001,
+}
 
 
 class Name(NamedTuple):

@@ -84,7 +84,10 @@ def check(module, inputs):
         'x': (reach // 2,) * 2,
         'guide': (1, 1),
     }
-    check_against_oracle(module, module, oracle_of(module), inputs, margins=margins)
+    # Sums over all pixels nearly cancel in some of the biases.
+    check_against_oracle(
+        module, module, oracle_of(module), inputs, margins=margins, one_vector=True
+    )
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -160,9 +163,7 @@ def test_starts_as_the_mean_of_the_window(kind):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_batch_of_one(kind):
-    check_batch_of_one(
-        randomize(kind(11)), *make_inputs(SIZES[1], dtype=torch.float32).values()
-    )
+    check_batch_of_one(randomize(kind(11)), *make_inputs(SIZES[1], dtype=torch.float32).values())
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -230,6 +231,11 @@ def test_initial_parameters(kind):
             parameter.fill_(3.0)
     module.init_weights()
     check_initial(module)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_initial_parameters_inside_a_host(kind):
+    module = kind(128)
     check_host_initialises(module, nn.Conv2d)
     check_initial(module)
 
