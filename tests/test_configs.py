@@ -147,6 +147,10 @@ INITIALIZATION = {
 }
 
 
+#: Who reports the results of a family, if it is not the SAPA paper.
+SOURCES = {'hc': 'HC paper', 'dysample': 'authors', 'fade': 'authors'}
+
+
 class Name(NamedTuple):
     """A config's name, taken apart."""
 
@@ -394,6 +398,6 @@ def test_metafile_and_page_list_every_config_with_the_same_results(family):
             assert result == '-'
             continue
         ((metric, value),) = model['Results'][0]['Metrics'].items()
-        paper = 'HC' if family.name == 'hc' else 'SAPA'
-        assert metric.endswith(f' (reported by the {paper} paper)')
+        source = SOURCES.get(family.name, 'SAPA paper')
+        assert metric.endswith(f' (reported by the {source})')
         assert float(result) == value

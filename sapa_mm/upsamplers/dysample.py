@@ -93,10 +93,11 @@ class DySample(Upsampler):
 
     def reset_parameters(self) -> None:
         """Initialize the convolutions; the result starts out almost bilinear."""
-        nn.init.normal_(self.offset.weight, std=0.001)
-        nn.init.zeros_(self.offset.bias)
-        if self.dynamic_scope:
-            nn.init.zeros_(self.scope.weight)
+        for name, parameter in self.named_parameters():
+            if name == 'offset.weight':
+                nn.init.normal_(parameter, std=0.001)
+            else:
+                nn.init.zeros_(parameter)
 
     def predict_offsets(self, x: Tensor) -> Tensor:
         """Predict how far from its own place every output pixel samples.

@@ -71,11 +71,13 @@ class FADE(Upsampler):
 
     def reset_parameters(self) -> None:
         """Initialize the convolutions; kernels start out almost uniform."""
-        for layer in (self.compressor, self.guide_compressor, self.gate):
-            nn.init.xavier_uniform_(layer.weight)
-        nn.init.normal_(self.content_encoder.weight, std=0.001)
-        for layer in (self.guide_compressor, self.content_encoder, self.gate):
-            nn.init.zeros_(layer.bias)
+        for name, parameter in self.named_parameters():
+            if name.endswith('bias'):
+                nn.init.zeros_(parameter)
+            elif name == 'content_encoder.weight':
+                nn.init.normal_(parameter, std=0.001)
+            else:
+                nn.init.xavier_uniform_(parameter)
 
     def predict_kernels(self, x: Tensor, guide: Tensor) -> Tensor:
         """Predict the kernels.

@@ -226,9 +226,8 @@ def test_compile(options):
     compiled = torch.compile(module, backend='aot_eager', fullgraph=True, dynamic=True)
     for sizes in COMPILED_SIZES:
         x = make_tensor(sizes.n, 8, *sizes.low, dtype=torch.float64)
-        for rows, columns in (sizes.high, (sizes.high[0] - 1, sizes.high[1] - 1)):
-            guide = make_tensor(sizes.n, 6, rows, columns, dtype=torch.float64)
-            torch.testing.assert_close(compiled(x, guide), module(x, guide))
+        guide = make_tensor(sizes.n, 6, *sizes.high, dtype=torch.float64)
+        torch.testing.assert_close(compiled(x, guide), module(x, guide))
 
 
 def check_initial(module):
