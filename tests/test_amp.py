@@ -39,6 +39,8 @@ UPSAMPLERS = {
     'carafe': dict(type='CARAFE'),
     'index_net': dict(type='IndexNet'),
     'a2u': dict(type='A2U'),
+    'dysample-plus': dict(type='DySample', dynamic_scope=True),
+    'fade': dict(type='FADE'),
     'soft-clustering': dict(type='SoftClusteringUpsampler'),
 }
 

@@ -117,6 +117,15 @@ UPSAMPLERS = {
         'A2U',
         dict(mode='dynamic', kernel_size=3, encoder_kernel=6, channel_wise=False, paired=False),
     ),
+    'dysample': (
+        'DySample',
+        dict(scale_factor=2, style='lp', groups=4, dynamic_scope=False),
+    ),
+    'dysample-plus': (
+        'DySample',
+        dict(scale_factor=2, style='lp', groups=4, dynamic_scope=True),
+    ),
+    'fade': ('FADE', dict(kernel_size=5)),
     'sapa-i': ('SAPA', dict(SAPA_B, similarity='inner', embed_dims=256)),
     'sapa-b': ('SAPA', SAPA_B),
     'sapa-p': ('SAPA', dict(SAPA_B, similarity='plain')),
@@ -131,7 +140,15 @@ ABLATIONS = {
     **{name: dict(normalization=name) for name in ('none', 'relu', 'sigmoid', 'softplus')},
 }
 #: Standard deviations that the upsamplers' own initialization gives, and that of no host does.
-INITIALIZATION = {'query_proj.weight': 0.02, 'content_encoder.weight': 0.001}
+INITIALIZATION = {
+    'query_proj.weight': 0.02,
+    'content_encoder.weight': 0.001,
+    'offset.weight': 0.001,
+}
+
+
+#: Who reports the results of a family, if it is not the SAPA paper.
+SOURCES = {'hc': 'HC paper', 'dysample': 'authors', 'fade': 'authors'}
 
 
 class Name(NamedTuple):
@@ -381,6 +398,6 @@ def test_metafile_and_page_list_every_config_with_the_same_results(family):
             assert result == '-'
             continue
         ((metric, value),) = model['Results'][0]['Metrics'].items()
-        paper = 'HC' if family.name == 'hc' else 'SAPA'
-        assert metric.endswith(f' (reported by the {paper} paper)')
+        source = SOURCES.get(family.name, 'SAPA paper')
+        assert metric.endswith(f' (reported by the {source})')
         assert float(result) == value

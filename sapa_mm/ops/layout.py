@@ -25,3 +25,9 @@ def empty_map(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
         device=like.device,
         memory_format=torch.channels_last if last else torch.contiguous_format,
     )
+
+
+def in_format_of(like: Tensor, x: Tensor) -> Tensor:
+    """Return (N, C, H, W) ``x`` contiguous in the memory format of ``like``, a copy if need be."""
+    last = is_channels_last(like)
+    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

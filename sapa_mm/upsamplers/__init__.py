@@ -9,6 +9,8 @@ from .a2u import A2U
 from .base import PairedUpsampler, Upsampler
 from .build import SingleInputUpsampler, build_steps, build_upsampler
 from .carafe import CARAFE
+from .dysample import DySample
+from .fade import FADE, FADELite
 from .hosts import GuidedHost, GuidedType, guided_hosts
 from .index_net import IndexNet
 from .inspection import describe_upsampler, find_upsamplers, iter_upsamplers
@@ -19,8 +21,11 @@ from .soft_clustering import Assignment, SoftClustering, SoftClusteringUpsampler
 __all__ = [
     'A2U',
     'CARAFE',
+    'FADE',
     'SAPA',
     'Assignment',
+    'DySample',
+    'FADELite',
     'GuidedHost',
     'GuidedType',
     'IndexNet',

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..ops.checks import check_positive_int
+from ..ops.layout import in_format_of
 from ..ops.parents import are_symbols
 from .checks import check_feature, check_features
 
@@ -121,19 +122,22 @@ def pad_to_even(guide: Tensor) -> Tensor:
     return F.pad(guide, (0, width % 2, 0, height % 2))
 
 
-def fit_to_size(out: Tensor, size: Sequence[int], ratio: int) -> Tensor:
+def fit_to_size(out: Tensor, x: Tensor, size: Sequence[int], ratio: int) -> Tensor:
     """Fit what a layer with a fixed ratio gave to the guide's size.
 
     Args:
         out: (N, C, h, w).
+        x: What the layer upsampled, (N, C, H, W).
         size: (Hg, Wg).
         ratio: What the layer upsamples by.
 
     Returns:
-        (N, C, Hg, Wg): an overshoot by less than the ratio is cropped at the bottom and right, any
-        other difference is interpolated bilinearly.
+        (N, C, Hg, Wg), contiguous in the memory format of ``x``: an overshoot by less than the
+        ratio is cropped at the bottom and right, any other difference is interpolated bilinearly.
     """
     overshoot = [have - want for have, want in zip(out.shape[2:], size, strict=True)]
     if all(0 <= difference < ratio for difference in overshoot):
-        return out[:, :, : size[0], : size[1]]
-    return F.interpolate(out, size, mode='bilinear', align_corners=False)
+        out = out[:, :, : size[0], : size[1]]
+    else:
+        out = F.interpolate(out, size, mode='bilinear', align_corners=False)
+    return in_format_of(x, out)

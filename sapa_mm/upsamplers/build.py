@@ -94,7 +94,7 @@ class SingleInputUpsampler(Upsampler):
         if isinstance(self.layer, nn.Upsample):
             layer = self.layer
             return F.interpolate(x, size, mode=layer.mode, align_corners=layer.align_corners)
-        return fit_to_size(self.layer(x), size, self.ratio)
+        return fit_to_size(self.layer(x), x, size, self.ratio)
 
 
 def registered_upsamplers(base: type[Upsampler] = Upsampler) -> list[str]:

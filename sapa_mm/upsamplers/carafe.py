@@ -113,7 +113,7 @@ class CARAFE(Upsampler):
         self.check_inputs(x, guide)
         kernels = self.predict_kernels(x)
         out = assemble(kernels, x, kernel_size=self.kernel_size, groups=self.groups)
-        return fit_to_size(out, tuple(guide.shape[2:]), self.scale_factor)
+        return fit_to_size(out, x, tuple(guide.shape[2:]), self.scale_factor)
 
     def flops(self, size: tuple[int, int], guide_size: tuple[int, int]) -> int:
         """Count the multiply-adds of one image: (C + k^2 G K^2 s^2) d + s^2 K^2 C per pixel of x.

@@ -17,6 +17,11 @@ PER_PIXEL = {
     'SAPA-B': 5 * 256 * 32 + 4 * 25 * (32 + 256),
     'SAPA-G': 5 * 256 * 32 + 4 * 25 * (32 + 256) + 256 + 5 * 32,
     'SAPA-G, default': 6 * 256 * 32 + 4 * 25 * (32 + 256) + 256 + 5 * 32,
+    # Both resolutions have the compression and the encoder, x the gate, and the guide the rest.
+    'FADE': 5 * (256 * 64 + 9 * 64 * 25) + 256 + 4 * (25 + 2) * 256,
+    'FADE-Lite': 5 * (256 * 25 + 9 * 25) + 256 + 4 * (25 + 2) * 256,
+    'DySample': 32 * 256 + 4 * 4 * 256,
+    'DySample+': 2 * 32 * 256 + 32 + 4 * 4 * 256,
 }
 PARAMETERS = {
     'CARAFE': 256 * 64 + 64 + 9 * 64 * 100 + 100,
@@ -26,7 +31,13 @@ PARAMETERS = {
     'SAPA-B': 2 * (256 * 32 + 32) + 2 * 2 * 256,
     'SAPA-G': 2 * 256 * 32 + 256,
     'SAPA-G, default': 3 * (256 * 32 + 32) + 257 + 2 * 2 * 256,
+    'FADE': 47_514,
+    'FADE-Lite': 13_332,
+    'DySample': 8_224,
+    'DySample+': 16_416,
 }
+# The papers have no cells of these.
+WITHOUT_CELLS = ('SAPA-G, default', *tables.OTHERS)
 # Every model has so many low-resolution pixels in all steps, and so many steps.
 MODELS_OF_THE_PAPER = {
     'SegFormer-B1': (16**2 + 2 * 32**2 + 3 * 64**2, 6),
@@ -63,7 +74,7 @@ def test_added_to_segmentation_models(cell, model, upsampler):
     params = cell('M parameters', model, upsampler)
     assert flops.computed == pixels * PER_PIXEL[upsampler]
     assert params.computed == steps * PARAMETERS[upsampler]
-    if upsampler == 'SAPA-G, default':
+    if upsampler in WITHOUT_CELLS:
         assert flops.paper is params.paper is flops.agrees is None
         return
     assert params.agrees and params.difference == pytest.approx(0, abs=0.005)
@@ -77,7 +88,7 @@ def test_added_to_segmentation_models(cell, model, upsampler):
 def test_added_to_the_detector(cell, upsampler):
     found = cell('M parameters', 'Faster R-CNN R50', upsampler)
     assert found.computed == 3 * PARAMETERS[upsampler]
-    assert found.agrees is (None if upsampler == 'SAPA-G, default' else True)
+    assert found.agrees is (None if upsampler in WITHOUT_CELLS else True)
 
 
 @pytest.mark.parametrize('upsampler', [*PER_PIXEL, 'IndexNet HIN', 'IndexNet M2O'])
@@ -89,7 +100,7 @@ def test_flops_per_low_resolution_pixel(computed, upsampler):
         return
     expected = PER_PIXEL | {'IndexNet HIN': PER_PIXEL['IndexNet'], 'IndexNet M2O': 4_457_472}
     assert found[upsampler].computed == expected[upsampler]
-    assert found[upsampler].agrees is (None if upsampler == 'SAPA-G, default' else True)
+    assert found[upsampler].agrees is (None if upsampler in WITHOUT_CELLS else True)
 
 
 @pytest.mark.parametrize(

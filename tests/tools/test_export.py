@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sapa_mm.tools import export as tool
+from sapa_mm.tools.presets import upsampler_config
 from sapa_mm.upsamplers import build_upsampler
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,6 +60,26 @@ def test_one_onnx_file_of_an_upsampler_serves_all_sizes(tmp_path, capsys):
         x, guide = torch.randn(batch, 8, *low), torch.randn(batch, 4, *high)
         with torch.no_grad():
             torch.testing.assert_close(onnx_outputs(out, x, guide), module(x, guide))
+
+
+@pytest.mark.parametrize(
+    ('name', 'operator'),
+    [('dysample-plus', 'GridSample'), ('fade', 'Softmax'), ('carafe', 'Slice')],
+)
+def test_one_onnx_file_of_others_serves_the_sizes_that_they_take(name, operator, tmp_path, capsys):
+    out = tmp_path / 'other.onnx'
+    run('--upsampler', name, '--channels', 8, '--out', out, '--size', 16, 24)
+    assert 'batch, height and width' in capsys.readouterr().out
+    model = onnx.load(out)
+    assert {node.domain for node in model.graph.node} == {''} and not model.functions
+    assert operator in {node.op_type for node in model.graph.node}
+    torch.manual_seed(0)
+    module = build_upsampler(upsampler_config(name), 8).eval()
+    for batch, low, high in ((1, (8, 12), (16, 24)), (2, (5, 7), (9, 13))):
+        x, guide = torch.randn(batch, 8, *low), torch.randn(batch, 8, *high)
+        with torch.no_grad():
+            expected = module(x, guide)
+        torch.testing.assert_close(onnx_outputs(out, x, guide), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_program_of_torch_export(tmp_path, capsys):

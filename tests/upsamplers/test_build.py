@@ -138,7 +138,7 @@ def test_an_unknown_type_is_told_the_registered_ones():
         (names,) = re.findall('expected type (.*) or a module', str(error.value))
         return names
 
-    ours = 'SAPA, A2U, CARAFE, IndexNet, MaxUnpooling, '
+    ours = 'SAPA, A2U, CARAFE, DySample, FADE, FADELite, IndexNet, MaxUnpooling, '
     others = 'SoftClusteringUpsampler, nearest, bilinear, deconv, pixel_shuffle'
     assert offered() == ours + others
     assert registered_upsamplers(PairedUpsampler) == ['A2U', 'IndexNet', 'MaxUnpooling']

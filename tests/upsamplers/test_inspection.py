@@ -27,6 +27,8 @@ class Host(nn.Module):
         (dict(type='IndexNet', variant='m2o'), 'IndexNet (m2o)'),
         (dict(type='A2U', mode='hybrid'), 'A2U (hybrid)'),
         (dict(type='CARAFE'), 'CARAFE'),
+        (dict(type='DySample'), 'DySample'),
+        (dict(type='FADELite'), 'FADELite'),
         (dict(type='SoftClusteringUpsampler'), 'SoftClusteringUpsampler'),
         (dict(type='MaxUnpooling'), 'MaxUnpooling'),
         (dict(type='nearest'), 'nearest'),

@@ -125,6 +125,19 @@ def test_kernels_of_carafe():
         torch.testing.assert_close(assembled, out[:, channels])
 
 
+def test_kernels_of_fade():
+    host = Host(c2_c1=dict(type='FADE'))
+    upsampler = host.upsamplers['c2_c1']
+    nn.init.normal_(upsampler.content_encoder.weight)
+    x, guide = torch.randn(2, 8, 4, 5), torch.randn(2, 8, 7, 9)
+    out, steps = record(host, x, guide)
+    kernels = steps['c2_c1'].kernels
+    assert torch.equal(kernels[:, 0], upsampler.predict_kernels(x, guide))
+    # They make what the gate mixes with the guide.
+    assembled = reference.assemble(kernels[:, 0], x)
+    torch.testing.assert_close(upsampler.mix(x, guide, assembled), out)
+
+
 @pytest.mark.parametrize('kind', ['A2U', 'SoftClusteringUpsampler'])
 def test_kernels_of_others_assemble_the_output(kind):
     host = Host(c2_c1=dict(type=kind))
@@ -144,6 +157,7 @@ def test_kernels_of_others_assemble_the_output(kind):
         ('deconv', 'ConvTranspose2d'),
         ('pixel_shuffle', 'PixelShufflePack'),
         ('IndexNet', 'IndexNet (hin)'),
+        ('DySample', 'DySample'),
         ('MaxUnpooling', 'MaxUnpooling'),
     ],
 )

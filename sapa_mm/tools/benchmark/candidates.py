@@ -165,6 +165,56 @@ def sapa_module(
     return module, exact
 
 
+def dysample_module(
+    shape: Shape, device: torch.device, dtype: torch.dtype
+) -> tuple[torch.nn.Module, Callable[..., Tensor], Callable[..., Tensor]]:
+    """Make DySample as a network has it, how it is called, and its `Candidate.exact`.
+
+    Raises:
+        ImportError: mmengine is missing.
+    """
+    upsamplers = importlib.import_module('sapa_mm.upsamplers')
+    module = upsamplers.DySample(shape.channels, 1, scale_factor=shape.ratio)
+    # Every position is a tenth of a pixel off: on a pixel's centre the gradient jumps.
+    torch.nn.init.constant_(module.offset.bias, 0.4)
+    module = module.to(device, dtype)
+    double = copy.deepcopy(module).double().requires_grad_(False)
+
+    def call(upsampler: torch.nn.Module, value: Tensor) -> Tensor:
+        # The guide gives the size alone.
+        size = [shape.ratio * length for length in value.shape[2:]]
+        return upsampler(value, value.new_zeros(()).expand(len(value), 1, *size))
+
+    def exact(channels: Tensor, value: Tensor) -> Tensor:
+        return call(double, value)[:, channels]
+
+    return module, partial(call, module), exact
+
+
+def fade_module(
+    shape: Shape, device: torch.device, dtype: torch.dtype
+) -> tuple[torch.nn.Module, Callable[..., Tensor]]:
+    """Make FADE as a network has it, and its `Candidate.exact`.
+
+    The encoder convolution is drawn so that its results are of order 1.
+
+    Raises:
+        ImportError: mmengine is missing.
+    """
+    upsamplers = importlib.import_module('sapa_mm.upsamplers')
+    module = upsamplers.FADE(shape.channels, kernel_size=shape.kernel_size)
+    torch.nn.init.normal_(module.content_encoder.weight, std=0.03)
+    module = module.to(device, dtype)
+    double = copy.deepcopy(module).double().requires_grad_(False)
+
+    def exact(channels: Tensor, value: Tensor, guide: Tensor) -> Tensor:
+        weights = double.predict_kernels(value, guide)
+        upsampled = exact_assembly(channels, value, weights, kernel_size=shape.kernel_size)
+        return double.mix(value, guide[:, channels], upsampled)
+
+    return module, exact
+
+
 def reason_of(error: BaseException) -> str:
     """Say why something could not run, in a few words on one line: the error behind the errors."""
     while error.__cause__:
@@ -221,10 +271,19 @@ def candidates(
         assembly = partial(exact_assembly, kernel_size=k)
         return Candidate('mmcv CARAFE', mmcv_carafe(shape), ('value', 'weights'), assembly)
 
-    def module() -> Candidate:
-        sapa, exact_sapa = sapa_module(shape, device, dtype)
-        parameters = tuple(sapa.parameters())
-        return Candidate('SAPA-B module', sapa, ('value', 'guide'), exact_sapa, parameters)
+    def sapa() -> Candidate:
+        module, exact = sapa_module(shape, device, dtype)
+        parameters = tuple(module.parameters())
+        return Candidate('SAPA-B module', module, ('value', 'guide'), exact, parameters)
+
+    def dysample() -> Candidate:
+        module, call, exact = dysample_module(shape, device, dtype)
+        return Candidate('DySample module', call, ('value',), exact, tuple(module.parameters()))
+
+    def fade() -> Candidate:
+        module, exact = fade_module(shape, device, dtype)
+        parameters = tuple(module.parameters())
+        return Candidate('FADE module', module, ('value', 'guide'), exact, parameters)
 
     bilinear = partial(interpolate, ratio=shape.ratio)
     found = [Candidate(OURS, ours, exact=exact)]
@@ -238,5 +297,7 @@ def candidates(
         attempt('flex_attention', flex_attention, off),
         attempt('mmcv CARAFE', carafe, None if on_gpu else 'mmcv has it for GPUs only'),
         Candidate(BILINEAR, bilinear, ('value',), backward_reads=False),
-        attempt('SAPA-B module', module),
+        attempt('SAPA-B module', sapa),
+        attempt('DySample module', dysample),
+        attempt('FADE module', fade),
     ]

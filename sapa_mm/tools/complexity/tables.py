@@ -32,6 +32,13 @@ UNITS = {
     'FLOPs per low-resolution pixel': 1,
 }
 
+# These upsamplers are in none of the SAPA paper's tables; the values are names of presets.
+OTHERS = {
+    'FADE': 'fade',
+    'FADE-Lite': 'fade-lite',
+    'DySample': 'dysample',
+    'DySample+': 'dysample-plus',
+}
 PUBLISHED_G = {'self_projection': 'key', 'bias': False, 'norm_affine': False}
 G_NOTE = (
     "The paper's Table 1 and its results on ADE20K and COCO count SAPA-G with one projection for "
@@ -116,12 +123,16 @@ class Table:
 
 
 def compared() -> dict[str, UpsamplerCfg]:
-    """Return configs of the upsamplers that the SAPA paper compares, and of the default SAPA-G."""
+    """Return configs of the upsamplers that the SAPA paper compares, and after them of others.
+
+    The others are the default SAPA-G, and upsamplers that the paper does not have.
+    """
     names = ('carafe', 'index-net', 'a2u', 'sapa-i', 'sapa-b', 'sapa-g')
     titles = ('CARAFE', 'IndexNet', 'A2U', 'SAPA-I', 'SAPA-B', 'SAPA-G')
     cfgs = {title: upsampler_config(name) for title, name in zip(titles, names, strict=True)}
     default = cfgs['SAPA-G']
-    return {**cfgs, 'SAPA-G': default | PUBLISHED_G, 'SAPA-G, default': default}
+    others = {title: upsampler_config(name) for title, name in OTHERS.items()}
+    return {**cfgs, 'SAPA-G': default | PUBLISHED_G, 'SAPA-G, default': default, **others}
 
 
 class Host:
@@ -285,7 +296,7 @@ def per_pixel() -> Table:
         'A2U': '27,940',
     }
     rows: list[TableRow] = []
-    for name in [*papers, 'SAPA-G, default']:
+    for name in [*papers, 'SAPA-G, default', *OTHERS]:
         upsampler: Any = build_upsampler(cfgs[name], channels, channels)
         note = G_NOTE if name.startswith('SAPA-G') else None
         flops = upsampler.flops(low, high) // (low[0] * low[1])
