@@ -32,9 +32,8 @@ class FADE(Upsampler):
         guide_channels: Channels Cy of the guide, equal to C. Default: ``in_channels``.
         kernel_size: Window size K, odd.
         compressed_channels: Channels after the compression.
-        init_cfg: As in every mmengine module. Default: 1x1 convolutions Xavier uniform and the
-            encoder convolution normal with std 0.001, as in `CARAFE` (the authors' code has Xavier
-            uniform there too), biases 0.
+        init_cfg: As in every mmengine module. Default: Xavier uniform, biases 0, as in the
+            authors' code.
 
     Raises:
         TypeError: An argument that is no int.
@@ -70,12 +69,10 @@ class FADE(Upsampler):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialize the convolutions; kernels start out almost uniform."""
+        """Initialize the convolutions."""
         for name, parameter in self.named_parameters():
             if name.endswith('bias'):
                 nn.init.zeros_(parameter)
-            elif name == 'content_encoder.weight':
-                nn.init.normal_(parameter, std=0.001)
             else:
                 nn.init.xavier_uniform_(parameter)
 
