@@ -467,6 +467,7 @@ def test_a_stock_config_trains_and_tests_by_options_alone(tmp_path):
     assert list((tmp_path / 'tested').glob('*/*.json'))
 
 
+@pytest.mark.slow  # two runs, each of which imports mmseg and mmdet
 def test_what_is_tested_has_its_upsamplers_weights_and_what_is_trained_may_lack_them(tmp_path):
     options = toy_options(tmp_path)
     config, stock = f'mmseg::{SEGFORMER}', tmp_path / 'stock.pth'
