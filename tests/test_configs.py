@@ -49,7 +49,7 @@ class Model(NamedTuple):
     host: str
     steps: tuple[str, ...]
     learning_rate: float  # of the host, and so of the upsamplers
-    width: int = 256
+    width: int | tuple[int, ...] = 256  # of every step, or of each
     size: tuple[int, int] = (640, 640)  # of the images that the page's complexity is for
 
 
@@ -105,6 +105,20 @@ MODEL_OF = {
         0.01,
         size=(800, 1344),
     ),
+    'yolox_s': Model(
+        'mmdet::yolox/yolox_s_8xb8-300e_coco.py',
+        'GuidedYOLOXPAFPN',
+        FPN[1:],
+        0.01,
+        width=(256, 128),
+    ),
+    'rtmdet_s': Model(
+        'mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py',
+        'GuidedCSPNeXtPAFPN',
+        FPN[1:],
+        0.004,
+        width=(256, 128),
+    ),
 }
 SAPA_B = dict(similarity='bilinear', embed_dims=32, kernel_size=5, normalization='softmax')
 #: Type and attributes of the upsamplers by the field of the config's name that says them.
@@ -112,6 +126,10 @@ UPSAMPLERS = {
     'bilinear': None,
     'nearest': None,
     'carafe': ('CARAFE', dict(scale_factor=2, kernel_size=5, groups=1)),
+    'dysample': (
+        'DySample',
+        dict(scale_factor=2, style='lp', groups=4, dynamic_scope=False),
+    ),
     'index-net': ('IndexNet', dict(variant='hin')),
     'a2u': (
         'A2U',
@@ -188,17 +206,19 @@ def host_of(model: nn.Module) -> nn.Module | None:
 def check_optimizer(host: nn.Module, optim_wrapper: OptimWrapper, cfg: Config, rate: float) -> None:
     """All of the host trains at one rate and decay, the upsamplers included.
 
-    Only where the config leaves the decay off all normalization layers, those of the upsamplers
-    have none.
+    Only where the config leaves the decay off all normalization layers, or biases, those of the
+    upsamplers have none.
     """
     groups = {id(p): g for g in optim_wrapper.param_groups for p in g['params']}
     rates = [groups[id(p)]['lr'] for p in trained(host).values()]
     assert rates == pytest.approx([rate] * len(rates))
     decay = cfg.optim_wrapper.optimizer.weight_decay
-    exempt = cfg.optim_wrapper.get('paramwise_cfg', {}).get('norm_decay_mult') == 0
+    options = cfg.optim_wrapper.get('paramwise_cfg', {})
+    exempt = {kind for kind in ('norm', 'bias') if options.get(f'{kind}_decay_mult') == 0}
     for module in host.upsamplers.modules():
-        expected = 0 if exempt and isinstance(module, nn.LayerNorm | nn.BatchNorm2d) else decay
-        for parameter in module.parameters(recurse=False):
+        norm = isinstance(module, nn.LayerNorm | nn.BatchNorm2d)
+        for key, parameter in module.named_parameters(recurse=False):
+            expected = 0 if ('norm' if norm else key) in exempt else decay
             assert groups[id(parameter)]['weight_decay'] == expected
 
 
@@ -207,9 +227,11 @@ def check_upsamplers(host: nn.Module, name: Name) -> None:
     kind, attributes = name.upsampler
     assert type(host).__name__ == name.model.host
     assert tuple(host.upsamplers) == name.model.steps
-    for module in host.upsamplers.values():
+    width = name.model.width
+    widths = width if isinstance(width, tuple) else (width,) * len(name.model.steps)
+    for module, width in zip(host.upsamplers.values(), widths, strict=True):
         assert type(module) is getattr(upsamplers, kind)
-        assert module.in_channels == module.guide_channels == name.model.width
+        assert module.in_channels == module.guide_channels == width
         assert {key: getattr(module, key) for key in attributes} == attributes
         for parameter, value in module.named_parameters():
             if parameter in INITIALIZATION:
@@ -278,6 +300,8 @@ COMPARED = [path for path in CONFIGS if parse(path).model.baseline]
 def test_nothing_but_the_upsampling_differs_from_the_baseline(path):
     expected = load(parse(path).model.baseline).to_dict()
     expected['custom_imports'] = dict(imports=['sapa_mm'], allow_failed_imports=False)
+    # The upsampler has taken the place of YOLOX's interpolation.
+    expected['model'].get('neck', {}).pop('upsample_cfg', None)
     assert without_upsamplers(load(path)) == expected
 
 
@@ -287,8 +311,9 @@ def test_schedule_and_data_are_those_of_the_name(path):
     if name.batch_size:
         assert cfg.train_dataloader.batch_size == name.batch_size
     train = cfg.train_cfg
-    if name.length == '1x':
-        assert train.max_epochs == 12
+    epochs = dict([('1x', 12), ('300e', 300)]).get(name.length)
+    if epochs:
+        assert train.max_epochs == epochs
     else:
         assert train.max_iters == int(name.length.replace('k', '000'))
     if cfg.default_scope == 'mmseg':
@@ -342,10 +367,14 @@ def test_the_framework_builds_the_rest_and_reads_what_it_dumps(model):
         assert all(TRANSFORMS.build(transform) for transform in loader.dataset.pipeline)
     layer = nn.Linear(1, 1)
     optimizer = build_optim_wrapper(layer, cfg.optim_wrapper)
+    length = 100  # of an epoch
     for scheduler in cfg.param_scheduler:
-        PARAM_SCHEDULERS.build(dict(scheduler, optimizer=optimizer))
+        by_epoch = scheduler.get('convert_to_iter_based') and dict(epoch_length=length)
+        PARAM_SCHEDULERS.build(dict(scheduler, optimizer=optimizer, **by_epoch or {}))
     rate = optimizer.get_lr()['lr'][0] / cfg.optim_wrapper.optimizer.lr
-    assert rate == pytest.approx(cfg.param_scheduler[0].get('start_factor', 1.0))
+    warmup = cfg.param_scheduler[0]
+    start = 1 / (warmup.end * length) ** 2 if 'Quadratic' in warmup.type else 1.0
+    assert rate == pytest.approx(warmup.get('start_factor', start))
 
 
 def test_segformer_b1_with_sapa_b_has_the_papers_size():

@@ -6,13 +6,16 @@ from torch import Tensor
 
 from ..upsamplers.build import check_upsample_cfg
 from ..upsamplers.top_down import GuidedTopDown
+from .fpn_carafe import LoadsFPNCarafe
 
 
 @MODELS.register_module()
-class GuidedFPN(GuidedTopDown, FPN):
+class GuidedFPN(LoadsFPNCarafe, GuidedTopDown, FPN):
     """mmdetection's ``FPN`` whose top-down path upsamples with ``upsample_cfg``.
 
-    It takes the arguments of ``FPN``, and those of `GuidedTopDown`.
+    It takes the arguments of ``FPN``, and those of `GuidedNeck`. With ``type='CARAFE'`` it loads
+    the weights of an ``FPN_CARAFE`` as well, and computes what that does if that has no levels
+    above the backbone's; otherwise `GuidedFPN_CARAFE` does.
     """
 
     replaces = 'FPN'
@@ -22,7 +25,7 @@ class GuidedFPN(GuidedTopDown, FPN):
 class GuidedPAFPN(GuidedTopDown, PAFPN):
     """mmdetection's ``PAFPN`` whose top-down path upsamples with ``upsample_cfg``.
 
-    It takes the arguments of ``PAFPN``, and those of `GuidedTopDown`; without ``upsample_cfg`` it
+    It takes the arguments of ``PAFPN``, and those of `GuidedNeck`; without ``upsample_cfg`` it
     is ``PAFPN``. The bottom-up path is ``PAFPN``'s.
     """
 

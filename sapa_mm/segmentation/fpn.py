@@ -10,7 +10,7 @@ from ..upsamplers.top_down import GuidedTopDown
 class GuidedFPN(GuidedTopDown, FPN):
     """mmsegmentation's ``FPN`` whose top-down path upsamples with ``upsample_cfg``.
 
-    It takes the arguments of ``FPN``, and those of `GuidedTopDown`.
+    It takes the arguments of ``FPN``, and those of `GuidedNeck`.
     """
 
     replaces = 'FPN'

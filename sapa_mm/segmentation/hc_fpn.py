@@ -22,7 +22,7 @@ class HCFPN(GuidedTopDown, FPN):
         levels: The backbone's ``levels``: the steps that they decode then have no upsampler, whose
             parameters would not be used. Default: every step has one.
         upsample_cfg: Config of the other steps' upsamplers. Default: nearest, as in ``FPN``.
-        step_cfgs: Options of single steps that differ, see `GuidedTopDown`. Default: none.
+        step_cfgs: Options of single steps that differ, see `GuidedNeck`. Default: none.
         **kwargs: ``FPN``'s other arguments.
 
     Raises:

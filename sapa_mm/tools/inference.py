@@ -7,11 +7,13 @@ import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.runner import load_checkpoint
 from mmengine.structures import BaseDataElement
 from torch import nn
 
 from .configs import reason
 from .errors import ToolError
+from .weights import upsamplers_loaded
 
 
 def check_files(paths: Sequence[Path]) -> None:
@@ -55,19 +57,31 @@ def load_model(cfg: Config, checkpoint: str | Path, device: str | torch.device) 
         device: Where the model predicts.
 
     Raises:
-        ToolError: The model cannot be built, or the weights do not fit it.
+        ToolError: The model cannot be built, the weights do not fit it, or there are none for its
+            upsamplers.
     """
     try:
-        if cfg.default_scope == 'mmseg':
-            from mmseg.apis import init_model
-
-            return init_model(cfg, str(checkpoint), device=device)
-        from mmdet.apis import init_detector
-
-        # By the default it would build the test's data set, for colours that no tool uses.
-        return init_detector(cfg, str(checkpoint), device=device, palette='random')
+        model = init_model(cfg, str(checkpoint), device)
+        # The framework's function has built the model and loads what fits, so it is loaded again.
+        with upsamplers_loaded(model, checkpoint, str(cfg.filename)):
+            load_checkpoint(model, str(checkpoint), map_location='cpu', logger='silent')
+    except ToolError:
+        raise
     except Exception as error:  # of whatever kind: model and weights are the user's
         raise ToolError(f'{checkpoint} does not fit {cfg.filename}: {reason(error)}') from error
+    return model
+
+
+def init_model(cfg: Config, checkpoint: str, device: str | torch.device) -> nn.Module:
+    """Build a config's model by the framework's own function; see `load_model`."""
+    if cfg.default_scope == 'mmseg':
+        from mmseg.apis import init_model as init_segmentor
+
+        return init_segmentor(cfg, checkpoint, device=device)
+    from mmdet.apis import init_detector
+
+    # By the default it would build the test's data set, for colours that no tool uses.
+    return init_detector(cfg, checkpoint, device=device, palette='random')
 
 
 def predict(model: nn.Module, image: np.ndarray) -> BaseDataElement:

@@ -307,6 +307,15 @@ def show_help(tool: str, prog: str) -> None:
     ).print_help()
 
 
+def check_of(tool: str) -> contextlib.AbstractContextManager[None]:
+    """Return the block in which ``tool`` runs: what is tested must have its upsamplers' weights."""
+    if tool == 'train':
+        return contextlib.nullcontext()
+    from .weights import upsamplers_loaded_by_runners
+
+    return upsamplers_loaded_by_runners()
+
+
 def main(tool: str, argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the framework's script for ``tool``, 'train' or 'test'.
 
@@ -316,7 +325,8 @@ def main(tool: str, argv: Sequence[str] | None = None, prog: str | None = None) 
         prog: What the user calls it. Default: the script in tools/.
 
     Raises:
-        ToolError: If the arguments or the installation do not allow it.
+        ToolError: If the arguments or the installation do not allow it, or if the checkpoint to
+            test leaves upsamplers without weights.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     prog = prog or f'tools/{tool}.py'
@@ -329,7 +339,7 @@ def main(tool: str, argv: Sequence[str] | None = None, prog: str | None = None) 
         folder = os.path.realpath(os.path.dirname(sys.argv[0]))
         sys.path[:] = [path for path in sys.path if os.path.realpath(path or '.') != folder]
     sys.argv = [str(script), *arguments]
-    with process_group(settings):
+    with process_group(settings), check_of(tool):
         runpy.run_path(str(script), run_name='__main__')
 
 

@@ -70,20 +70,20 @@ class TopDownPath(GuidedHost):
         return self.upsamplers[name](x, guide)
 
 
-class GuidedTopDown(TopDownPath):
-    """Mix-in for an FPN, whose top-down path it upsamples with guidance.
+class GuidedNeck(GuidedHost):
+    """Mix-in for a neck that upsamples with guidance if ``upsample_cfg`` names an upsampler.
 
     Every step has an upsampler of its own, in ``upsamplers`` under the name of its step,
     ``'c4_c3'`` and so on: the level that is upsampled and the level that guides, where c1 is the
     first of the backbone's features. All other keys of the state dict and all other arguments are
-    the FPN's.
+    the neck's. The host says by `steps` which steps there are, and takes them in its ``forward``.
 
     Args:
-        *args: The FPN's arguments.
+        *args: The neck's arguments.
         upsample_cfg: Config of the upsamplers, with a ``type``. Without a ``type`` it keeps the
-            FPN's meaning, arguments of ``F.interpolate``. Default: the FPN's own, nearest.
+            neck's meaning, arguments of the interpolation. Default: the neck's own, nearest.
         step_cfgs: Name of a step, to the options that differ there. Default: none.
-        **kwargs: The FPN's arguments.
+        **kwargs: The neck's arguments.
 
     Raises:
         TypeError: ``upsample_cfg`` or ``step_cfgs`` is no dict.
@@ -113,6 +113,21 @@ class GuidedTopDown(TopDownPath):
             )
 
     def steps(self) -> dict[str, tuple[int, int]]:
+        """Return the steps as `build_steps` takes them, in the order in which they are taken."""
+        raise NotImplementedError
+
+    def check_count(self, inputs: Sequence[Tensor]) -> None:
+        """Raise ValueError unless there are as many features as ``in_channels`` has."""
+        if len(inputs) != len(self.in_channels):
+            raise ValueError(
+                f'inputs: expected {len(self.in_channels)} features, got {len(inputs)}'
+            )
+
+
+class GuidedTopDown(GuidedNeck, TopDownPath):
+    """Mix-in for an FPN, whose top-down path it upsamples with guidance; see `GuidedNeck`."""
+
+    def steps(self) -> dict[str, tuple[int, int]]:
         """Return the steps from the coarsest of the levels in use to the finest."""
         return level_steps(self.backbone_end_level, self.start_level + 1, self.out_channels)
 
@@ -130,10 +145,7 @@ class GuidedTopDown(TopDownPath):
         """
         if self.upsamplers is None:
             return super().forward(inputs)
-        if len(inputs) != len(self.in_channels):
-            raise ValueError(
-                f'inputs: expected {len(self.in_channels)} features, got {len(inputs)}'
-            )
+        self.check_count(inputs)
         used = inputs[self.start_level : self.backbone_end_level]
         laterals = [conv(x) for conv, x in zip(self.lateral_convs, used, strict=True)]
         laterals = self.merge_top_down(laterals, inputs)

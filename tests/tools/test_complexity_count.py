@@ -179,6 +179,22 @@ def test_products_that_mmengine_does_not_know_are_counted():
     assert found.uncounted.keys().isdisjoint({'baddbmm', 'scaled_dot_product_attention'})
 
 
+def test_yolox_begins_with_the_pixels_of_blocks_as_channels():
+    config = find_config('mmdet::yolox/yolox_s_8xb8-300e_coco.py')
+    found = count(config, (64, 96))
+    assert found.shape == (3, 64, 96)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(Config.fromfile(config).model).eval()
+    assert found.flops == FlopAnalyzer(model, (torch.rand(1, 3, 64, 96),)).total()
+    guided = count(SAPA / 'yolox_s_sapa-b_8xb8-300e_coco.py', (64, 96))
+    steps = [(step.name, step.sizes) for step in guided.steps]
+    assert steps == [('c3_c2', [((2, 3), (4, 6))]), ('c2_c1', [((4, 6), (8, 12))])]
+    # mmengine counts an interpolation by its elements.
+    interpolation = 256 * 4 * 6 + 128 * 8 * 12
+    steps_flops = sum(step.flops for step in guided.steps)
+    assert guided.flops == found.flops - interpolation + steps_flops
+
+
 def test_roi_heads_get_all_proposals_whatever_the_weights():
     found = count(DETECTOR, (64, 96))
     assert found.proposals == 200

@@ -5,8 +5,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.runner import save_checkpoint
 
 from sapa_mm.tools import export as tool
+from sapa_mm.tools.complexity.count import build
 from sapa_mm.tools.presets import upsampler_config
 from sapa_mm.upsamplers import build_upsampler
 
@@ -131,6 +134,20 @@ def test_a_file_that_differs_is_not_kept(tmp_path, capsys):
 def test_refusals(tmp_path, capsys, arguments, words):
     assert words in refused(capsys, *arguments, '--out', tmp_path / 'model.onnx')
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_without_the_upsamplers_weights(tmp_path, capsys):
+    config, stock, out = (tmp_path / name for name in ('small.py', 'stock.pth', 'model.onnx'))
+    config.write_text(SMALL.format(base=str(TOY)))
+    cfg = Config.fromfile(config)
+    cfg.model.decode_head.type = 'SegformerHead'
+    del cfg.model.decode_head.upsample_cfg
+    save_checkpoint(dict(state_dict=build(cfg).state_dict()), str(stock))
+    sentence = refused(capsys, config, stock, '--out', out)
+    assert f'{stock} has no weights for upsamplers of {config}' in sentence
+    assert 'decode_head.upsamplers.c2_c1.query_proj.weight' in sentence
+    assert f'load_from={stock}' in sentence
+    assert not out.exists()
 
 
 def test_a_file_of_no_known_kind(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """train.py, test.py and the shell scripts: what they find, what they add, what they refuse."""
 
 import argparse
+import ast
 import os
 import re
 import subprocess
@@ -11,8 +12,10 @@ import cv2
 import numpy as np
 import pytest
 from mmengine.config import Config, DictAction
+from mmengine.runner import save_checkpoint
 
 from sapa_mm.tools import configs, launch
+from sapa_mm.tools.complexity.count import build
 from sapa_mm.tools.errors import ToolError
 
 REPO = Path(__file__).resolve().parents[2]
@@ -404,7 +407,8 @@ def test_slurm_starts_one_task_a_gpu(tmp_path):
 # The whole way
 
 
-def test_a_stock_config_trains_and_tests_by_options_alone(tmp_path):
+def toy_options(tmp_path: Path) -> dict[str, object]:
+    """Write two images for each split; the options by which SEGFORMER, tiny, takes them."""
     generator = np.random.default_rng(0)
     for split in ('training', 'validation'):
         for kind in ('images', 'annotations'):
@@ -423,7 +427,7 @@ def test_a_stock_config_trains_and_tests_by_options_alone(tmp_path):
             'dataset.data_root': tmp_path,
         }.items()
     }
-    options = {
+    return {
         **loaders,
         'model.data_preprocessor.size': '(64,64)',
         'model.backbone.init_cfg': None,
@@ -441,7 +445,10 @@ def test_a_stock_config_trains_and_tests_by_options_alone(tmp_path):
         'test_evaluator._delete_': True,
         'test_evaluator.type': 'BoundaryIoU',
     }
-    options = [f'{key}={value}' for key, value in options.items()]
+
+
+def test_a_stock_config_trains_and_tests_by_options_alone(tmp_path):
+    options = [f'{key}={value}' for key, value in toy_options(tmp_path).items()]
     config = f'mmseg::{SEGFORMER}'
     done = run(
         *(sys.executable, TOOLS / 'train.py', config, '--cfg-options', *options), cwd=tmp_path
@@ -458,3 +465,27 @@ def test_a_stock_config_trains_and_tests_by_options_alone(tmp_path):
     assert f'Load checkpoint from {checkpoint}' in done.stdout
     assert re.search(r'Iter\(test\) \[2/2\].* mBIoU: \d', done.stdout)
     assert list((tmp_path / 'tested').glob('*/*.json'))
+
+
+@pytest.mark.slow  # two runs, each of which imports mmseg and mmdet
+def test_what_is_tested_has_its_upsamplers_weights_and_what_is_trained_may_lack_them(tmp_path):
+    options = toy_options(tmp_path)
+    config, stock = f'mmseg::{SEGFORMER}', tmp_path / 'stock.pth'
+    cfg = Config.fromfile(configs.find_config(config))
+    model = {k: ast.literal_eval(str(v)) for k, v in options.items() if k.startswith('model.')}
+    cfg.merge_from_dict(model)
+    save_checkpoint(dict(state_dict=build(cfg).state_dict()), str(stock))
+    options['model.decode_head.type'] = 'GuidedSegformerHead'
+    options['model.decode_head.upsample_cfg.type'] = 'SAPA'
+    given = ['--work-dir', 'out', '--cfg-options', *(f'{k}={v}' for k, v in options.items())]
+    done = run(sys.executable, TOOLS / 'test.py', config, stock, *given, cwd=tmp_path)
+    assert done.returncode == 2
+    sentence = done.stderr.splitlines()[-2]
+    assert f'test.py: error: {stock} has no weights for upsamplers of ' in sentence
+    assert 'decode_head.upsamplers.c4_c3.query_proj.weight' in sentence
+    assert f'--cfg-options load_from={stock}' in sentence
+    assert 'Traceback' not in done.stderr and 'BIoU' not in done.stdout
+    given.append(f'load_from={stock}')
+    done = run(sys.executable, TOOLS / 'train.py', config, *given, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert f'Load checkpoint from {stock}' in done.stdout

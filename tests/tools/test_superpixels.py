@@ -194,6 +194,20 @@ def test_a_checkpoint_that_is_none(inputs, tmp_path, capsys):
     assert f'error: {broken} does not fit {CONFIG}: ' in sentence
 
 
+def test_a_checkpoint_without_the_clusterings_weights(inputs, tmp_path, capsys):
+    checkpoint = torch.load(inputs.checkpoint, weights_only=False)
+    state = checkpoint['state_dict']
+    lacking = [key for key in state if '.clusterings.' in key]
+    for key in lacking:
+        del state[key]
+    stock = tmp_path / 'stock.pth'
+    save_checkpoint(checkpoint, str(stock))
+    sentence = refused(inputs._replace(checkpoint=stock), tmp_path / 'picture.png', capsys)
+    assert f'{stock} has no weights for upsamplers of {CONFIG}' in sentence
+    assert 0 < len(lacking) <= 12 and all(key in sentence for key in lacking)
+    assert f'load_from={stock}' in sentence
+
+
 def test_the_folder_of_the_picture_is_missing(inputs, tmp_path, capsys):
     out = tmp_path / 'missing' / 'picture.png'
     assert str(out.parent) in refused(inputs, out, capsys)

@@ -40,6 +40,9 @@ def refused(capsys: pytest.CaptureFixture, *arguments: object, **options: str) -
         ),
         ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', dict(neck='GuidedFPN')),
         ('mmdet::pafpn/faster-rcnn_r50_pafpn_1x_coco.py', dict(neck='GuidedPAFPN')),
+        ('mmdet::yolox/yolox_s_8xb8-300e_coco.py', dict(neck='GuidedYOLOXPAFPN')),
+        ('mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py', dict(neck='GuidedCSPNeXtPAFPN')),
+        ('mmdet::rtmdet/rtmdet-ins_s_8xb32-300e_coco.py', dict(neck='GuidedCSPNeXtPAFPN')),
     ],
 )
 def test_the_types_of_the_hosts_and_nothing_else(tmp_path, capsys, name, hosts):
@@ -56,6 +59,19 @@ def test_the_types_of_the_hosts_and_nothing_else(tmp_path, capsys, name, hosts):
     before, after = (sum(p.numel() for p in build(offline(c)).parameters()) for c in (stock, new))
     assert after > before
     assert f'parameters: +{after - before:,}' in printed
+
+
+def test_a_published_carafe_detector_fits_what_is_made_of_its_config(tmp_path):
+    name, out = 'mmdet::carafe/faster-rcnn_r50_fpn-carafe_1x_coco.py', tmp_path / 'my.py'
+    run(name, out, name='carafe')
+    stock, new = load(name), Config.fromfile(out)
+    expected = stock.to_dict()['model']
+    expected['neck'] |= dict(type='GuidedFPN_CARAFE', upsample_cfg=dict(type='CARAFE'))
+    assert new.to_dict()['model'] == expected
+    published, ours = build(offline(stock)), build(offline(new))
+    ours.load_state_dict(published.state_dict(), strict=True)
+    weights = published.neck.upsample_modules[3].content_encoder.weight
+    assert ours.neck.upsamplers['c5_c4'].content_encoder.weight.equal(weights)
 
 
 def test_a_pixel_decoder_keeps_its_scope(tmp_path):

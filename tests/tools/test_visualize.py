@@ -127,6 +127,25 @@ def test_a_detector(inputs, tmp_path):
     assert (picture[height // 8 : height // 3, round(0.85 * width) :] == 255).all()
 
 
+@pytest.mark.parametrize(
+    ('name', 'channels'), [('yolox_s_sapa-b_8xb8', 16), ('rtmdet_s_sapa-b_8xb32', 32)]
+)
+def test_the_necks_of_yolox_and_rtmdet(inputs, tmp_path, name, channels):
+    widths = [channels, 2 * channels, 4 * channels]
+    model = dict(
+        backbone=dict(widen_factor=widths[0] / 256, init_cfg=None),
+        neck=dict(in_channels=widths, out_channels=8),
+        bbox_head=dict(in_channels=8, feat_channels=8),
+    )
+    config = tmp_path / 'small.py'
+    config.write_text(f'_base_ = {str(CONFIGS / name)!r} + "-300e_coco.py"\nmodel = {model}\n')
+    checkpoint = save_random(config, DETECTORS, tmp_path / 'small.pth')
+    one = inputs._replace(segmentor=checkpoint, images=inputs.images[:1])
+    run(one, tmp_path / 'out', config=config)
+    expected = ['square_c2_c1.png', 'square_c3_c2.png', 'square_steps.png']
+    assert names(tmp_path / 'out') == expected
+
+
 def test_sliding_windows_are_shown_whole(inputs, tmp_path):
     config = tmp_path / 'slide.py'
     test_cfg = 'dict(mode="slide", crop_size=(32, 32), stride=(16, 16))'
@@ -176,6 +195,14 @@ def test_a_checkpoint_that_is_none(inputs, tmp_path, capsys):
     broken.write_text('no weights')
     sentence = refused(inputs._replace(segmentor=broken), tmp_path, capsys)
     assert f'error: {broken} does not fit {SEGMENTOR}: ' in sentence
+
+
+def test_a_checkpoint_without_the_upsamplers_weights(inputs, tmp_path, capsys):
+    stock = save_random(STOCK, SEGMENTORS, tmp_path / 'stock.pth')
+    sentence = refused(inputs._replace(segmentor=stock), tmp_path, capsys)
+    assert f'{stock} has no weights for upsamplers of {SEGMENTOR}' in sentence
+    assert 'decode_head.upsamplers.c4_c3.query_proj.weight' in sentence
+    assert f'sapa-mm train {SEGMENTOR} --cfg-options load_from={stock}' in sentence
 
 
 def test_a_model_without_upsamplers(inputs, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Pictures of upsampling from a run, in files and in TensorBoard."""
 
+import copy
+
 import mmdet.registry
 import mmseg.registry
 import numpy as np
@@ -10,6 +12,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from testing_configs import build, load, offline, samples
 
 from sapa_mm.visualization import (
     UpsamplingVisualizationHook,
@@ -217,6 +220,18 @@ def test_what_cannot_be_drawn_stops_before_training(tmp_path, folder, steps, hea
     assert runner.iter == 0
     batches = [key for key in before if key.endswith('num_batches_tracked')]
     assert batches and all(torch.equal(before[key], after[key]) for key in batches)
+
+
+@pytest.mark.parametrize('name', ['yolox_s_sapa-b_8xb8', 'rtmdet_s_sapa-b_8xb32'])
+def test_the_necks_of_yolox_and_rtmdet(name):
+    cfg = offline(load(f'sapa/{name}-300e_coco.py'))
+    batch = {key: values[:1] for key, values in samples(cfg).items()}
+    model = build(cfg).eval()
+    with torch.no_grad():
+        outputs = model.test_step(copy.deepcopy(batch))
+        drawn = dict(UpsamplingVisualizationHook().pictures(model, 0, batch, outputs))
+    assert list(drawn) == ['upsampling_c3_c2_batch_0', 'upsampling_c2_c1_batch_0']
+    assert all(picture.std() > 1 for picture in drawn.values())
 
 
 @pytest.mark.parametrize('framework', [mmseg, mmdet])

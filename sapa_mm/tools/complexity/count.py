@@ -263,9 +263,17 @@ PRODUCTS = {
 
 
 def input_channels(model: nn.Module) -> int:
-    """Return the channels of the image: those that the first convolution takes."""
-    convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
-    return next((conv.in_channels for conv in convs), 3)
+    """Return the channels of the image: those that the first convolution takes.
+
+    mmdetection's ``Focus``, where YOLOX begins, makes four channels of one before it.
+    """
+    pixels = 1
+    for module in model.modules():
+        if type(module).__name__ == 'Focus':
+            pixels = 4
+        elif isinstance(module, nn.Conv2d):
+            return module.in_channels // pixels
+    return 3
 
 
 def build(cfg: Config) -> nn.Module:

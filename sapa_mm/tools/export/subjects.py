@@ -16,6 +16,7 @@ from ..complexity.count import build
 from ..configs import read_config, reason
 from ..errors import ToolError
 from ..presets import upsampler_config
+from ..weights import upsamplers_loaded
 
 if TYPE_CHECKING:  # an upsampler alone needs no framework
     from mmseg.models import BaseSegmentor
@@ -81,6 +82,9 @@ def build_segmentor(cfg: Config, checkpoint: Path | None) -> BaseModule:
     Args:
         cfg: The config; what it says of pretrained weights is taken out of it.
         checkpoint: File of the weights. None: they are random.
+
+    Raises:
+        ToolError: The upsamplers have no weights in it.
     """
     for part in (cfg.model, cfg.model.get('backbone') or {}):
         part.pop('pretrained', None)
@@ -89,7 +93,8 @@ def build_segmentor(cfg: Config, checkpoint: Path | None) -> BaseModule:
     if checkpoint is None:
         model.init_weights()
     else:
-        load_checkpoint(model, str(checkpoint), map_location='cpu', strict=True)
+        with upsamplers_loaded(model, checkpoint, str(cfg.filename)):
+            load_checkpoint(model, str(checkpoint), map_location='cpu', strict=True)
     return model
 
 
@@ -118,6 +123,8 @@ def read_segmentor(
     image_size = padded_size(config, cfg, size, '--size')
     try:
         model = build_segmentor(cfg, checkpoint)
+    except ToolError:
+        raise
     except Exception as error:  # of whatever kind: model and weights are the user's
         raise ToolError(f'{checkpoint or config} cannot be loaded: {reason(error)}') from error
     if not hasattr(model, 'encode_decode'):

@@ -1,0 +1,3 @@
+_base_ = ['../_base_/models/rtmdet_s_coco.py', '../_base_/upsamplers/sapa_b.py']
+
+model = dict(neck=dict(upsample_cfg=_base_.upsampler))
