@@ -126,10 +126,6 @@ UPSAMPLERS = {
     'bilinear': None,
     'nearest': None,
     'carafe': ('CARAFE', dict(scale_factor=2, kernel_size=5, groups=1)),
-    'dysample': (
-        'DySample',
-        dict(scale_factor=2, style='lp', groups=4, dynamic_scope=False),
-    ),
     'index-net': ('IndexNet', dict(variant='hin')),
     'a2u': (
         'A2U',
