@@ -134,6 +134,7 @@ train_test_resume() {
     (
         cd "$out"
         rm -rf "$work"
+        export OMP_NUM_THREADS=1
         set -x
         sapa-mm train "$config" --work-dir "$work" --cfg-options train_cfg.max_iters=4 "$@" &&
             sapa-mm test "$config" "$work/iter_4.pth" --work-dir "$work" &&
@@ -144,7 +145,7 @@ train_test_resume() {
 
 say "Trying"
 short_run="train_cfg.val_interval=2 default_hooks.checkpoint.interval=2 default_hooks.logger.interval=1 \
-train_dataloader.num_workers=0 train_dataloader.persistent_workers=False"
+train_dataloader.batch_size=2 train_dataloader.num_workers=0 train_dataloader.persistent_workers=False"
 try import import_all
 try operators tests 'not compile and not export' tests/ops tests/upsamplers
 try compile tests 'compile or one_graph' tests/ops tests/upsamplers tests/segmentation
