@@ -4,8 +4,9 @@ Since 2.6 `torch.load` reads with ``weights_only=True`` and refuses every class 
 list. mmengine's checkpoints hold the training log, made of `HistoryBuffer` and numpy arrays, so
 testing, resuming and ``load_from`` would fail. Only those names are added to the list: a checkpoint
 that names anything else is still refused before anything in it runs. mmengine itself does not hold
-to that everywhere: what it downloads it reads without ``weights_only``, and the fork's reads again
-without it what was refused. So torch is told to insist while mmengine loads.
+to that everywhere: what it downloads it reads without ``weights_only``, and the fork's allows
+``getattr`` of everything and reads again without ``weights_only`` what was refused. So torch is
+told to insist while mmengine loads, and the fork gets the list that is here.
 """
 
 import contextlib
@@ -73,6 +74,7 @@ def _checkpoint_globals() -> list:
     found = [
         HistoryBuffer,
         (history_buffer_statistic, 'builtins.getattr'),
+        slice,
         np.ndarray,
         np.dtype,
         *(type(np.dtype(name)) for name in _DTYPE_NAMES),
@@ -127,6 +129,7 @@ def refuse_other_checkpoints() -> None:
     mmengine; may be called again. For torch before 2.6 it does nothing: its ``weights_only`` can
     be got round (CVE-2025-32434), so that there no checkpoint of a stranger is safe.
     """
+    from mmengine.runner import checkpoint
     from mmengine.runner.checkpoint import CheckpointLoader
 
     load = CheckpointLoader.load_checkpoint.__func__
@@ -139,6 +142,8 @@ def refuse_other_checkpoints() -> None:
             return load(cls, *args, **kwargs)
 
     CheckpointLoader.load_checkpoint = classmethod(load_weights_only)
+    if hasattr(checkpoint, 'get_torch_safe_globals'):
+        checkpoint.get_torch_safe_globals = _checkpoint_globals
 
 
 def add_config_scope() -> None:
