@@ -10,6 +10,11 @@ import functools
 import pickle
 from collections.abc import Callable
 
+from .frameworks import INSTALL, require
+
+with require('mmengine', __name__, INSTALL['mmengine']):
+    import mmengine  # noqa: F401
+
 import numpy as np
 import torch
 

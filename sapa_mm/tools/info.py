@@ -79,6 +79,17 @@ def backend() -> str:
     return f'PyTorch: {why_not}' if why_not else 'Triton, on GPU tensors'
 
 
+def upsamplers() -> str:
+    """Whether the upsamplers can be used, and where they are registered; or why not."""
+    try:
+        from ..upsamplers import registration
+    except MissingFrameworkError as error:
+        return f'no: {error}'
+    if isinstance(registration.MODELS, registration.PlainRegistry):
+        return 'yes, as PyTorch modules; mmengine, which configs need, is not installed'
+    return "yes, registered in mmengine's MODELS"
+
+
 def usable(framework: str) -> str:
     """Whether models of a framework can be trained and tested with sapa_mm; or why not."""
     if importlib.util.find_spec(framework) is None:
@@ -103,6 +114,7 @@ def lines() -> Iterator[str]:
         yield f'{package}: {found}'
     yield from devices()
     yield f'operators run on {backend()}'
+    yield f'upsamplers: {upsamplers()}'
     for framework in FRAMEWORKS:
         yield f'train and test of {framework}: {usable(framework)}'
 

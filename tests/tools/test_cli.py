@@ -146,6 +146,7 @@ def test_info_tells_the_versions_and_what_works(capsys):
         assert f'{package}: {distribution} {metadata.version(distribution)}' in lines
         assert f'train and test of {package}: yes' in lines
     assert any(line.startswith('operators run on ') for line in lines)
+    assert "upsamplers: yes, registered in mmengine's MODELS" in lines
 
 
 def test_info_says_why_something_does_not_work():
@@ -157,3 +158,14 @@ def test_info_says_why_something_does_not_work():
     assert done.returncode == 0, done.stderr
     assert 'without its operators (ModuleNotFoundError: import of mmcv.ops halted' in done.stdout
     assert 'train and test of mmseg: no: sapa_mm.segmentation needs mmsegmentation' in done.stdout
+
+
+def test_info_says_that_upsamplers_need_torch_alone():
+    code = (
+        'import sys; sys.modules["mmengine"] = sys.modules["mmcv"] = None; '
+        'from sapa_mm.tools import cli; sys.exit(cli.main(["info"]))'
+    )
+    done = python('-W', 'ignore', '-c', code)
+    assert done.returncode == 0, done.stderr
+    assert 'upsamplers: yes, as PyTorch modules; mmengine, which configs need, is' in done.stdout
+    assert 'train and test of mmdet: no: sapa_mm.detection needs mmdetection' in done.stdout
