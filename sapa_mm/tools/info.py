@@ -16,13 +16,13 @@ import torch
 from .. import ops
 from ..frameworks import MissingFrameworkError
 from ..version import __version__
-from .configs import FRAMEWORKS, package_folder, reason
+from .configs import package_folder, reason
 from .errors import ToolError
 from .launch import find_script
+from .new_style import FRAMEWORKS, HOSTS
 
 # Distributions by the name that is imported: a fork's may have another name.
 PACKAGES = ('torch', 'triton', 'numpy', 'mmengine', 'mmcv', 'mmseg', 'mmdet')
-HOSTS = {'mmseg': 'sapa_mm.segmentation', 'mmdet': 'sapa_mm.detection'}
 
 
 @functools.cache
