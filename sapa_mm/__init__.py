@@ -14,12 +14,12 @@ from .version import __version__
 
 __all__ = ['MissingFrameworkError', '__version__', 'ops']
 
-PARTS = ('upsamplers', 'visualization', 'reconstruction', 'segmentation', 'detection')
+_PARTS = ('upsamplers', 'visualization', 'reconstruction', 'segmentation', 'detection')
 
 
 def __getattr__(name: str) -> object:
     """Import a part when it is asked for; without its framework that says what to install."""
-    if name in PARTS:
+    if name in _PARTS:
         return importlib.import_module(f'.{name}', __name__)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
@@ -32,7 +32,7 @@ def _register() -> None:
         compat = importlib.import_module('.compat', __name__)
         compat.allow_mmengine_checkpoints()
         compat.add_config_scope()
-        for name in PARTS[1:]:
+        for name in _PARTS[1:]:
             with contextlib.suppress(MissingFrameworkError):
                 importlib.import_module(f'.{name}', __name__)
 

@@ -376,7 +376,7 @@ def test_mixed_precision_is_refused_on_a_cpu(folder, monkeypatch):
         + 'optim_wrapper.update(type=AmpOptimWrapper)\n'
     )
     monkeypatch.setattr('mmengine.device.get_device', lambda: 'cpu')
-    with pytest.raises(ToolError, match='optim_wrapper.type=AmpOptimWrapper'):
+    with pytest.raises(ToolError, match=r'optim_wrapper\.type=AmpOptimWrapper'):
         launch.prepare('train', [str(config)])
 
 
