@@ -1,7 +1,8 @@
 """Similarity-aware feature upsampling for OpenMMLab.
 
 Importing the package registers everything whose framework is installed: the upsamplers with
-mmengine, the hosts with mmsegmentation and mmdetection. With torch alone there is `sapa_mm.ops`.
+mmengine, the hosts with mmsegmentation and mmdetection. With torch alone there are `sapa_mm.ops`
+and `sapa_mm.upsamplers`.
 """
 
 import contextlib
@@ -13,23 +14,28 @@ from .version import __version__
 
 __all__ = ['MissingFrameworkError', '__version__', 'ops']
 
+_PARTS = ('upsamplers', 'visualization', 'reconstruction', 'segmentation', 'detection')
+
 
 def __getattr__(name: str) -> object:
     """Import a part when it is asked for; without its framework that says what to install."""
-    if name in ('upsamplers', 'visualization', 'reconstruction', 'segmentation', 'detection'):
+    if name in _PARTS:
         return importlib.import_module(f'.{name}', __name__)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
-with contextlib.suppress(MissingFrameworkError):
-    importlib.import_module('.upsamplers', __name__)
-    _compat = importlib.import_module('.compat', __name__)
-    _compat.allow_mmengine_checkpoints()
-    _compat.refuse_other_checkpoints()
-    _compat.add_config_scope()
-    del _compat
-
-for _name in ('visualization', 'reconstruction', 'segmentation', 'detection'):
+def _register() -> None:
+    """Import whatever the installed frameworks allow."""
     with contextlib.suppress(MissingFrameworkError):
-        importlib.import_module(f'.{_name}', __name__)
-del _name, contextlib
+        importlib.import_module('.upsamplers', __name__)
+        # This and all that follows needs mmengine.
+        compat = importlib.import_module('.compat', __name__)
+        compat.allow_mmengine_checkpoints()
+        compat.refuse_other_checkpoints()
+        compat.add_config_scope()
+        for name in _PARTS[1:]:
+            with contextlib.suppress(MissingFrameworkError):
+                importlib.import_module(f'.{name}', __name__)
+
+
+_register()

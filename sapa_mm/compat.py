@@ -6,7 +6,7 @@ testing, resuming and ``load_from`` would fail. Only those names are added to th
 that names anything else is still refused before anything in it runs. mmengine itself does not hold
 to that everywhere: what it downloads it reads without ``weights_only``, and the fork's allows
 ``getattr`` of everything and reads again without ``weights_only`` what was refused. So torch is
-told to insist while mmengine loads, and the fork gets the list that is here.
+told to insist while mmengine loads, and the fork's own list is emptied.
 """
 
 import contextlib
@@ -14,6 +14,11 @@ import functools
 import os
 import pickle
 from collections.abc import Callable, Iterator
+
+from .frameworks import INSTALL, require
+
+with require('mmengine', __name__, INSTALL['mmengine']):
+    import mmengine  # noqa: F401
 
 import numpy as np
 import torch
@@ -143,7 +148,9 @@ def refuse_other_checkpoints() -> None:
 
     CheckpointLoader.load_checkpoint = classmethod(load_weights_only)
     if hasattr(checkpoint, 'get_torch_safe_globals'):
-        checkpoint.get_torch_safe_globals = _checkpoint_globals
+        # It allows them for the time of a load, and takes them off torch's list at its end, where
+        # the same are on it already.
+        checkpoint.get_torch_safe_globals = list
 
 
 def add_config_scope() -> None:

@@ -11,6 +11,8 @@ LINES = {
     'upstream': {
         'mmengine': 'mmengine==0.10.7',
         'mmcv': '"mmcv>=2.0,<2.2"',
+        # It is mmcv without its operators, which the upsamplers do not need.
+        'mmcv-lite': '"mmcv-lite>=2.0,<2.2"',
         # mmsegmentation imports the last two without requiring them.
         'mmseg': 'mmsegmentation==1.2.2 ftfy regex',
         'mmdet': 'mmdet==3.3.0',
@@ -18,6 +20,7 @@ LINES = {
     'onedl': {
         'mmengine': '"onedl-mmengine>=0.10.12"',
         'mmcv': '"onedl-mmcv>=2.3.6"',
+        'mmcv-lite': '"onedl-mmcv>=2.3.6"',
         'mmseg': '"onedl-mmsegmentation>=1.4.2"',
         'mmdet': '"onedl-mmdetection>=3.5.1"',
     },

@@ -10,10 +10,9 @@ shapes where CUDA's is installed (memcheck, racecheck, synccheck), and the bench
 (benchmark); all of them, or the STEPs that are named. Writes benchmark.json, benchmark.png and the
 logs to FOLDER (default: work_dirs/gpu_check). Needs a Python environment with torch, triton, pytest,
 numpy, pip and setuptools: the active one, .venv, or that of python3. With matplotlib the benchmark is drawn,
-with mmengine SAPA-B, DySample and FADE are timed as whole modules, with mmcv CARAFE; with mmsegmentation and
-mmdetection tiny models also train in float16 and bfloat16. Most of the time goes into compiling
-hundreds of kernels. Ends with status 1 if anything failed; what comes after it is run all
-the same.
+with mmcv CARAFE is timed; with mmsegmentation and mmdetection tiny models also train in float16 and
+bfloat16. Most of the time goes into compiling hundreds of kernels. Ends with status 1 if anything
+failed; what comes after it is run all the same.
 HELP
     exit
 fi

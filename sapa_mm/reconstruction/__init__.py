@@ -1,8 +1,8 @@
 """Image reconstruction, a test of upsampling that trains in minutes, on mmengine alone."""
 
-from ..frameworks import require
+from ..frameworks import INSTALL, require
 
-with require('mmengine', __name__, '"mmengine>=0.10"'):
+with require('mmengine', __name__, INSTALL['mmengine']):
     import mmengine  # noqa: F401
 
 from .autoencoder import Autoencoder

@@ -2,18 +2,16 @@
 
 import difflib
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..frameworks import INSTALL
 from .errors import ToolError
+from .new_style import FRAMEWORKS, framework_of, use_names
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-# What to install for the framework that a config's default_scope names.
-FRAMEWORKS = {name: INSTALL[name] for name in ('mmseg', 'mmdet')}
 # Packages that install configs, which a name such as 'mmseg::...' refers to.
 CONFIG_PACKAGES = (*FRAMEWORKS, 'sapa_mm')
 
@@ -104,6 +102,10 @@ def read_config(name: str) -> 'Config':
     Args:
         name: A path, or ``package::path`` below the configs that mmseg, mmdet or sapa_mm installs.
 
+    Returns:
+        The config. One whose types are classes has their names instead, and its framework for a
+        ``default_scope``, where it has none.
+
     Raises:
         ToolError: No such config, a broken one, one without a model or of a framework that is not
             known or not installed.
@@ -115,14 +117,17 @@ def read_config(name: str) -> 'Config':
         cfg = Config.fromfile(path)
     except Exception as error:  # it is Python, and any of it can be wrong
         raise ToolError(f'CONFIG: {name} cannot be read: {reason(error)}') from error
-    if cfg.get('default_scope') not in FRAMEWORKS:
+    framework = framework_of(cfg)
+    if framework not in FRAMEWORKS:
         raise ToolError(
-            f'CONFIG: expected default_scope {" or ".join(map(repr, FRAMEWORKS))} in {name}, got '
-            f'{cfg.get("default_scope")!r}'
+            f'CONFIG: expected default_scope {" or ".join(map(repr, FRAMEWORKS))} in {name}, or a '
+            f'model of their classes, got {framework!r}'
         )
-    package_folder(cfg.default_scope)
+    package_folder(framework)
     if not cfg.get('model'):
         raise ToolError(f'CONFIG: expected a model in {name}, got none')
+    cfg.default_scope = framework
+    use_names(cfg._cfg_dict, framework)
     return cfg
 
 
@@ -131,14 +136,6 @@ def type_name(cfg: Mapping) -> str:
     kind = cfg.get('type', '')
     name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
     return name.rpartition('.')[2]
-
-
-def children(node: object) -> Iterator[tuple[object, object]]:
-    """The keys and values of a dict, or the indices and items of a list or tuple; else nothing."""
-    if isinstance(node, dict):
-        yield from node.items()
-    elif isinstance(node, (list, tuple)):
-        yield from enumerate(node)
 
 
 def reason(error: Exception) -> str:

@@ -17,13 +17,13 @@ import torch
 from .. import ops
 from ..frameworks import DISTRIBUTIONS, MissingFrameworkError, installed_lines, is_distribution
 from ..version import __version__
-from .configs import FRAMEWORKS, package_folder, reason
+from .configs import package_folder, reason
 from .errors import ToolError
 from .launch import find_script
+from .new_style import FRAMEWORKS, HOSTS
 
 # Distributions by the name that is imported: a fork's may have another name.
 PACKAGES = ('torch', 'triton', 'numpy', 'mmengine', 'mmcv', 'mmseg', 'mmdet')
-HOSTS = {'mmseg': 'sapa_mm.segmentation', 'mmdet': 'sapa_mm.detection'}
 
 
 @functools.cache
@@ -80,6 +80,17 @@ def backend() -> str:
     return f'PyTorch: {why_not}' if why_not else 'Triton, on GPU tensors'
 
 
+def upsamplers() -> str:
+    """Whether the upsamplers can be used, and where they are registered; or why not."""
+    try:
+        from ..upsamplers import registration
+    except MissingFrameworkError as error:
+        return f'no: {error}'
+    if isinstance(registration.MODELS, registration.PlainRegistry):
+        return 'yes, as PyTorch modules; mmengine, which configs need, is not installed'
+    return "yes, registered in mmengine's MODELS"
+
+
 def usable(framework: str) -> str:
     """Whether models of a framework can be trained and tested with sapa_mm; or why not."""
     if importlib.util.find_spec(framework) is None:
@@ -110,6 +121,7 @@ def lines() -> Iterator[str]:
         )
     yield from devices()
     yield f'operators run on {backend()}'
+    yield f'upsamplers: {upsamplers()}'
     for framework in FRAMEWORKS:
         yield f'train and test of {framework}: {usable(framework)}'
 

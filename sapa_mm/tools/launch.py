@@ -1,8 +1,8 @@
 """Runs the train and test scripts that mmsegmentation and mmdetection install with themselves.
 
-The config is found, its ``default_scope`` names the framework, and the framework's own script runs
-with the user's arguments, in this process, where all of sapa_mm is registered. Without an
-accelerator, what distributed runs need is added to them.
+The config is found, its ``default_scope`` or the classes of its model tell the framework, and the
+framework's own script runs with the user's arguments, in this process, where all of sapa_mm is
+registered. Without an accelerator, what distributed runs need is added to them.
 """
 
 import argparse
@@ -19,14 +19,13 @@ from typing import Any
 
 from ..frameworks import INSTALL
 from .configs import (
-    FRAMEWORKS,
-    children,
     find_config,
     package_folder,
     packaged_folders,
     type_name,
 )
 from .errors import ToolError
+from .new_style import FRAMEWORKS, children, framework_of
 
 DDP = 'MMDistributedDataParallel'
 
@@ -271,11 +270,11 @@ def prepare(tool: str, arguments: list[str]) -> tuple[Path, list[str], dict | No
     options = read_options(rest)
     cfg = Config.fromfile(path, import_custom_modules=False)
     cfg.merge_from_dict(options.cfg_options)
-    scope = cfg.get('default_scope')
+    scope = framework_of(cfg)
     if scope not in FRAMEWORKS:
         raise ToolError(
-            f'CONFIG: expected default_scope {" or ".join(map(repr, FRAMEWORKS))} in {path}, '
-            f'got {scope!r}; --cfg-options default_scope=mmseg can give it'
+            f'CONFIG: expected default_scope {" or ".join(map(repr, FRAMEWORKS))} in {path}, or a '
+            f'model of their classes, got {scope!r}; --cfg-options default_scope=mmseg can give it'
         )
     if tool == 'train':
         check_amp(cfg, options.amp)

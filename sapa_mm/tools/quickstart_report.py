@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .arguments import positive, usable_device
+from .configs import read_config
 from .errors import ToolError, reported_by
 from .logs import last_metrics
 from .predictions import draw_predictions
@@ -31,7 +32,7 @@ def config_of(work_dir: Path) -> Config:
     configs = sorted(work_dir.glob('*.py'), key=lambda path: path.stat().st_mtime)
     if not configs:
         raise ToolError(f'RUN: {work_dir} holds no config; train first')
-    return Config.fromfile(configs[-1])
+    return read_config(str(configs[-1]))
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:

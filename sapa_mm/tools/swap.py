@@ -3,9 +3,9 @@
   %(prog)s mmseg::segformer/segformer_mit-b1_8xb2-160k_ade20k-512x512.py --upsampler sapa-b -o my.py
   %(prog)s my_detector.py --upsampler sapa-g --options kernel_size=3 embed_dims=64 -o guided.py
 
-CONFIG is a path or the name of a config that a framework installs. The new one has it as its base
-and changes the types of the hosts, which upsample features, and nothing else. It is built, with
-random weights, before it is written.
+CONFIG is a path or the name of a config that a framework installs. The new one has it as its base,
+by `_base_` or, of a new-style config, by `read_base`, and changes the types of the hosts, which
+upsample features, and nothing else. It is built, with random weights, before it is written.
 """
 
 import argparse
@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..upsamplers import GuidedType, guided_hosts
 from .arguments import output_file
-from .configs import children, read_config, reason, type_name
+from .configs import find_config, read_config, reason
 from .errors import ToolError, reported_by
+from .new_style import FRAMEWORKS, HOSTS, base_module, children, is_new_style
 from .output import write_text
 from .presets import upsampler_config, upsampler_name, upsampler_names
 
@@ -49,12 +50,22 @@ class Change(NamedTuple):
 def find_hosts(node: object, path: str = 'model') -> Iterator[tuple[str, dict]]:
     """Every dict below ``node`` whose type upsamples, and where it is."""
     if isinstance(node, dict):
-        name = type_name(node) if isinstance(node.get('type'), str) else ''
+        scope, _, name = str(node.get('type')).rpartition('.')
         hosts = guided_hosts()
-        if name in hosts or name in (host.name for host in hosts.values()):
+        # What has the import path of a class, still, is no class of a framework.
+        if scope in ('', *FRAMEWORKS) and (
+            name in hosts or name in (host.name for host in hosts.values())
+        ):
             yield path, node
     for key, child in children(node):
         yield from find_hosts(child, f'{path}.{key}')
+
+
+def refused_by(host: dict) -> list[str]:
+    """The arguments of a host that the guided one in its place does not take."""
+    name = host['type'].rpartition('.')[2]
+    refused = guided_hosts().get(name, GuidedType(name, ())).refuses
+    return [option for option in refused if option in host]
 
 
 def guided(host: dict, upsample_cfg: dict) -> dict:
@@ -68,7 +79,7 @@ def guided(host: dict, upsample_cfg: dict) -> dict:
         if host.get('upsample_cfg')
         else upsample_cfg,
     }
-    if not any(refused in host for refused in new.refuses):
+    if not refused_by(host):
         return override
     # A key cannot be taken out of a base but by writing anew what it is in.
     kept = {key: value for key, value in host.items() if key not in new.refuses}
@@ -151,6 +162,42 @@ def config_text(base: str, overrides: dict, note: str) -> str:
     return f'# {note}\n_base_ = {base!r}\n\n{Config(overrides).pretty_text}'
 
 
+def new_style_text(
+    base: str,
+    cfg: 'Config',
+    custom_imports: dict,
+    changes: Sequence[Change],
+    options: str,
+    note: str,
+) -> str:
+    """The text of a new-style config file, which changes the dicts of its base in place.
+
+    Args:
+        base: What it imports its base from.
+        cfg: What was read from there.
+        custom_imports: Its own.
+        changes: The hosts that it changes.
+        options: The upsampler's config, as keyword arguments.
+        note: The comment at its head.
+    """
+    hosts = dict(find_hosts(cfg.to_dict()['model']))
+    imports, lines = set(), []
+    for change in changes:
+        place = ''.join(
+            f'[{key}]' if key.isdecimal() else f'[{key!r}]' for key in change.path.split('.')[1:]
+        )
+        scope, _, name = change.after.rpartition('.')
+        if change.after != change.before:
+            imports.add(f'from {HOSTS[scope or cfg.default_scope]} import {name}')
+            lines.append(f"model{place}['type'] = {name}")
+        refused = refused_by(hosts[change.path])
+        lines += [f'model{place}.pop({option!r})' for option in refused]
+        lines.append(f"model{place}['upsample_cfg'] = dict({options})")
+    head = [f'# {note}', 'from mmengine.config import read_base', *sorted(imports)]
+    read = ['', 'with read_base():', f'    from {base} import *', '']
+    return '\n'.join([*head, *read, f'custom_imports = {custom_imports!r}', *lines, ''])
+
+
 def base_name(name: str, folder: Path) -> str:
     """What a config in ``folder`` writes for the config ``name``, a path or 'mmseg::...'."""
     return name if '::' in name else os.path.relpath(name, folder)
@@ -184,9 +231,18 @@ def swapped(name: str, upsample_cfg: dict, out: Path) -> tuple[str, list[Change]
     Raises:
         ToolError: No such config, or one that cannot be changed.
     """
-    overrides, changes = swap(read_config(name), upsample_cfg)
+    from mmengine.config import Config
+
+    cfg, path = read_config(name), find_config(name)
+    overrides, changes = swap(cfg, upsample_cfg)
     kind = ', '.join(f'{key}={value!r}' for key, value in upsample_cfg.items())
     note = f'{name} with the upsampler dict({kind}), {MARK}'
+    if is_new_style(path):
+        base, imports = base_module(path, out.parent), overrides['custom_imports']
+        return new_style_text(base, cfg, imports, changes, kind, note), changes
+    if Config.fromfile(path, import_custom_modules=False).get('default_scope') is None:
+        # A new-style config that mmengine dumped has none, which names need.
+        overrides['default_scope'] = cfg.default_scope
     return config_text(base_name(name, out.parent), overrides, note), changes
 
 

@@ -1,9 +1,7 @@
-"""Upsampling modules, ``forward(x, guide)``, in mmengine's root registry ``MODELS``."""
+"""Upsampling modules, ``forward(x, guide)``.
 
-from ..frameworks import require
-
-with require('mmengine', __name__, '"mmengine>=0.10"'):
-    import mmengine  # noqa: F401
+They need torch alone. Where mmengine is installed they are in its root registry ``MODELS``.
+"""
 
 from .a2u import A2U
 from .base import PairedUpsampler, Upsampler

@@ -1,14 +1,13 @@
 """Affinity-aware upsampling."""
 
 import torch
-from mmengine.model import xavier_init
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import assemble
 from ..ops.checks import check_bool, check_choice, check_kernel_size, check_positive_int
-from .base import PairedUpsampler, block_grid, pad_to_even
+from .base import PairedUpsampler, block_grid, pad_to_even, zero_bias
+from .registration import MODELS
 
 MODES = ('static', 'hybrid', 'dynamic')
 NORMALIZATIONS = ('sigmoid_softmax', 'softmax')
@@ -134,7 +133,8 @@ class A2U(PairedUpsampler):
                 nn.init.kaiming_uniform_(parameter, a=5**0.5)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                xavier_init(module, distribution='uniform')
+                nn.init.xavier_uniform_(module.weight)
+                zero_bias(module)
             elif isinstance(module, nn.GroupNorm):
                 module.reset_parameters()
 

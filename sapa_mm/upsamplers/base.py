@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 
 import torch
-from mmengine.model import BaseModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.checks import check_positive_int
 from ..ops.layout import in_format_of
 from ..ops.parents import are_symbols
 from .checks import check_feature, check_features
+from .registration import BaseModule
 
 
 class SelfInitialized(BaseModule):
@@ -107,6 +107,12 @@ class PairedUpsampler(Upsampler):
                 f'encoding: expected that of the guide, {expected}, got {tuple(encoding.shape)}'
             )
         return encoding
+
+
+def zero_bias(layer: nn.Conv2d | nn.Linear) -> None:
+    """Set the bias of a layer to 0, if it has one."""
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def block_grid(size: Sequence[int]) -> tuple[int, int]:

@@ -1,22 +1,21 @@
-"""Build upsamplers from configs, mmcv's single-input layers included."""
+"""Build upsamplers from configs, layers that see one feature alone included."""
 
 from collections.abc import Collection, Mapping
 
-from mmengine.model import ModuleDict
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..frameworks import require
+from ..frameworks import INSTALL, require
 from ..ops.checks import check_positive_int
 from .base import Upsampler, fit_to_size
+from .registration import MODELS, ModuleDict
 
 INTERPOLATIONS = ('nearest', 'bilinear')
 SINGLE_INPUT = (*INTERPOLATIONS, 'deconv', 'pixel_shuffle')
 
 
 class SingleInputUpsampler(Upsampler):
-    """Give one of mmcv's upsampling layers the signature ``forward(x, guide)``.
+    """Give an interpolation or a layer of mmcv the signature ``forward(x, guide)``.
 
     The layer sees x alone; the guide only says how large the result must be. Interpolation goes
     straight to that size. A deconvolution or pixel shuffle upsamples by its ratio; what overshoots
@@ -25,14 +24,15 @@ class SingleInputUpsampler(Upsampler):
 
     Args:
         cfg: What mmcv's ``build_upsample_layer`` takes, with ``type`` ``'nearest'``,
-            ``'bilinear'``, ``'deconv'`` or ``'pixel_shuffle'``. Channels are filled in. Default
+            ``'bilinear'``, ``'deconv'`` or ``'pixel_shuffle'``, of which the last two are built by
+            mmcv and the others are `torch.nn.Upsample`. Channels are filled in. Default
             ratio (``scale_factor``, or the deconvolution's ``stride``): 2; default kernels: of the
             deconvolution that of bilinear interpolation's size, of the pixel shuffle 3.
         in_channels: Channels C of x.
         guide_channels: Channels Cy of the guide. Default: ``in_channels``.
 
     Raises:
-        ImportError: mmcv is not installed.
+        ImportError: mmcv is not installed, for ``'deconv'`` and ``'pixel_shuffle'``.
         TypeError: Channels, stride or kernel size that are no ints.
         ValueError: One of them not positive, both ``stride`` and ``scale_factor``, or another
             number of output channels.
@@ -40,39 +40,42 @@ class SingleInputUpsampler(Upsampler):
 
     def __init__(self, cfg: dict, in_channels: int, guide_channels: int | None = None):
         super().__init__(in_channels, guide_channels)
-        with require('mmcv', f'upsampler type {cfg["type"]!r}', '"mmcv-lite>=2.0,<2.2"'):
-            from mmcv.cnn import build_upsample_layer
-        cfg = dict(cfg)
-        if cfg['type'] == 'nearest' and cfg.get('align_corners') is not None:
+        kind = cfg['type']
+        if kind == 'nearest' and cfg.get('align_corners') is not None:
             raise ValueError(
                 "align_corners: expected it with 'bilinear' alone, got "
                 f"{cfg['align_corners']!r} with 'nearest'"
             )
-        if cfg['type'] not in INTERPOLATIONS:
-            cfg.setdefault('in_channels', in_channels)
-            if cfg.setdefault('out_channels', in_channels) != in_channels:
-                raise ValueError(
-                    f'out_channels: expected {in_channels} like in_channels, got '
-                    f'{cfg["out_channels"]}'
-                )
-            if cfg['type'] == 'deconv':
-                if 'stride' in cfg and 'scale_factor' in cfg:
-                    raise ValueError('scale_factor: expected it or stride, got both')
-                self.ratio = cfg.setdefault('stride', cfg.pop('scale_factor', 2))
-                check_positive_int('stride', self.ratio)
-                kernel_size = cfg.setdefault('kernel_size', 2 * self.ratio - self.ratio % 2)
-                check_positive_int('kernel_size', kernel_size)
-                if 'padding' not in cfg:
-                    # The result is then the ratio times as large. (It cannot be with ratio 1 and
-                    # an even kernel, which give a row and a column more.)
-                    excess = kernel_size - self.ratio
-                    cfg['padding'] = max(excess + (self.ratio > 1), 0) // 2
-                    missing = 2 * cfg['padding'] - excess if self.ratio > 1 else 0
-                    cfg.setdefault('output_padding', missing)
-            else:
-                cfg.setdefault('upsample_kernel', 3)
-                self.ratio = cfg.setdefault('scale_factor', 2)
-                check_positive_int('scale_factor', self.ratio)
+        if kind in INTERPOLATIONS:
+            options = {key: value for key, value in cfg.items() if key != 'type'}
+            self.layer = nn.Upsample(**{**options, 'mode': kind})
+            return
+        with require('mmcv', f'upsampler type {kind!r}', INSTALL['mmcv-lite']):
+            from mmcv.cnn import build_upsample_layer
+        cfg = dict(cfg)
+        cfg.setdefault('in_channels', in_channels)
+        if cfg.setdefault('out_channels', in_channels) != in_channels:
+            raise ValueError(
+                f'out_channels: expected {in_channels} like in_channels, got {cfg["out_channels"]}'
+            )
+        if kind == 'deconv':
+            if 'stride' in cfg and 'scale_factor' in cfg:
+                raise ValueError('scale_factor: expected it or stride, got both')
+            self.ratio = cfg.setdefault('stride', cfg.pop('scale_factor', 2))
+            check_positive_int('stride', self.ratio)
+            kernel_size = cfg.setdefault('kernel_size', 2 * self.ratio - self.ratio % 2)
+            check_positive_int('kernel_size', kernel_size)
+            if 'padding' not in cfg:
+                # The result is then the ratio times as large. (It cannot be with ratio 1 and an
+                # even kernel, which give a row and a column more.)
+                excess = kernel_size - self.ratio
+                cfg['padding'] = max(excess + (self.ratio > 1), 0) // 2
+                missing = 2 * cfg['padding'] - excess if self.ratio > 1 else 0
+                cfg.setdefault('output_padding', missing)
+        else:
+            cfg.setdefault('upsample_kernel', 3)
+            self.ratio = cfg.setdefault('scale_factor', 2)
+            check_positive_int('scale_factor', self.ratio)
         self.layer = build_upsample_layer(cfg)
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:

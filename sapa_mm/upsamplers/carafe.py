@@ -1,13 +1,12 @@
 """Content-aware reassembly of features."""
 
-from mmengine.model import normal_init, xavier_init
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import assemble
 from ..ops.checks import check_kernel_size, check_positive_int
-from .base import Upsampler, fit_to_size
+from .base import Upsampler, fit_to_size, zero_bias
+from .registration import MODELS
 
 
 @MODELS.register_module()
@@ -79,8 +78,10 @@ class CARAFE(Upsampler):
 
     def reset_parameters(self) -> None:
         """Initialize the convolutions; kernels start out almost uniform."""
-        xavier_init(self.channel_compressor, distribution='uniform')
-        normal_init(self.content_encoder, std=0.001)
+        nn.init.xavier_uniform_(self.channel_compressor.weight)
+        zero_bias(self.channel_compressor)
+        nn.init.normal_(self.content_encoder.weight, std=0.001)
+        zero_bias(self.content_encoder)
 
     def predict_kernels(self, x: Tensor) -> Tensor:
         """Predict the kernels.

@@ -1,7 +1,6 @@
 """Upsampling by sampling the decoder feature at learned positions."""
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -9,6 +8,7 @@ from ..ops.checks import check_bool, check_choice, check_positive_int
 from ..ops.dispatch import autocast
 from ..ops.layout import accumulation_dtype
 from .base import Upsampler, fit_to_size
+from .registration import MODELS
 
 STYLES = ('lp', 'pl')
 

@@ -1,13 +1,13 @@
 """Upsampling with kernels from decoder and encoder, and a gate between the two."""
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..ops import assemble
 from ..ops.checks import check_kernel_size, check_positive_int
 from ..ops.parents import upsample_parent
 from .base import Upsampler
+from .registration import MODELS
 
 
 @MODELS.register_module()

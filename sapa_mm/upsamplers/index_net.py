@@ -1,14 +1,13 @@
 """IndexNet: upsampling by learned indices."""
 
 import torch
-from mmengine.model import kaiming_init
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.checks import check_bool, check_choice
 from ..ops.parents import upsample_parent
 from .base import PairedUpsampler, block_grid, pad_to_even
+from .registration import MODELS
 
 VARIANTS = ('hin', 'm2o', 'o2o')
 
@@ -93,7 +92,7 @@ class IndexNet(PairedUpsampler):
         """Initialize the convolutions and batch normalizations."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                kaiming_init(module, mode='fan_in')
+                nn.init.kaiming_normal_(module.weight, nonlinearity='relu')
             elif isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
 

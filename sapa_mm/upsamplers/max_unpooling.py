@@ -1,13 +1,13 @@
 """Max unpooling, the paired baseline of learned upsampling."""
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..ops.layout import is_channels_last
 from ..ops.parents import upsample_parent
 from .base import PairedUpsampler
+from .registration import MODELS
 
 
 @MODELS.register_module()

@@ -1,8 +1,8 @@
 """Similarity-aware point affiliation."""
 
+import math
+
 import torch
-from mmengine.model import constant_init, trunc_normal_init
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,11 +17,23 @@ from ..ops.checks import (
 )
 from ..ops.normalization import NORMALIZATIONS
 from ..ops.parents import upsample_parent
-from .base import Upsampler
+from .base import Upsampler, zero_bias
+from .registration import MODELS
 
 SIMILARITIES = ('inner', 'bilinear', 'plain', 'gated')
 SELF_INPUTS = ('normalized', 'raw')
 SELF_PROJECTIONS = ('separate', 'key', 'query')
+
+
+def _trunc_normal_(tensor: Tensor, std: float) -> None:
+    """Draw from a normal distribution cut at -2 and 2, by its quantiles.
+
+    This is what mmengine does. `torch.nn.init.trunc_normal_` draws other numbers in newer versions
+    of torch, but a seed shall give the same module everywhere. The bounds are so far away that the
+    clamp is for an infinite quantile alone.
+    """
+    with torch.no_grad():
+        tensor.uniform_(-1, 1).erfinv_().mul_(std * math.sqrt(2)).clamp_(-2, 2)
 
 
 @MODELS.register_module()
@@ -136,9 +148,10 @@ class SAPA(Upsampler):
         """Initialize the projections and LayerNorms."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                trunc_normal_init(module, std=0.02)
+                _trunc_normal_(module.weight, std=0.02)
+                zero_bias(module)
             elif isinstance(module, nn.LayerNorm):
-                constant_init(module, 1.0)
+                module.reset_parameters()
 
     def _self_term(self, x: Tensor, normalized: Tensor, key: Tensor) -> Tensor:
         """Compute self(x) Wx + b, (N, d, H, W); the plain form's query has the b."""

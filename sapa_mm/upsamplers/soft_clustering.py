@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +23,7 @@ from ..ops.layout import accumulation_dtype
 from ..ops.parents import parents, upsample_parent
 from .base import SelfInitialized, Upsampler
 from .checks import check_features
+from .registration import MODELS
 
 # `assemble`, which applies an assignment, knows nothing beyond the image's edge.
 BORDERS = ('zero', 'mask')

@@ -6,7 +6,6 @@ mmseg and mmdet each have an FPN of their own with the same structure; the hosts
 
 from collections.abc import Mapping, Sequence
 
-from mmengine.model import ModuleDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,7 +33,7 @@ class TopDownPath(GuidedHost):
     The host says by `steps` which steps there are, and has their upsamplers in ``upsamplers``.
     """
 
-    upsamplers: ModuleDict
+    upsamplers: nn.ModuleDict
 
     def steps(self) -> dict[str, tuple[int, int]]:
         """Return the steps of the path, as `level_steps` gives them."""

@@ -1,7 +1,9 @@
 """Pictures of predictions, superpixels and upsampling."""
 
-from ..frameworks import require
+from ..frameworks import INSTALL, require
 
+with require('mmengine', __name__, INSTALL['mmengine']):
+    import mmengine  # noqa: F401
 with require('matplotlib', __name__, 'matplotlib'):
     import matplotlib  # noqa: F401
 

@@ -116,10 +116,9 @@ def test_torch_is_enough():
     assert result.returncode == 0, result.stderr
     assert 'profiler_start' not in result.stderr
     assert '| float32 | nchw | unfold+einsum | ' in result.stdout
-    # The one line that says what is missing; all others are there.
     module = [line for line in result.stdout.splitlines() if '| SAPA-B module |' in line]
     assert len(module) == 1
-    assert 'not timed: ModuleNotFoundError: import of mmengine halted' in module[0]
+    assert 'not timed' not in module[0]
     plot = subprocess.run([*command, '--plot', 'x.png'], **options)
     assert plot.returncode == 2
     assert 'argument --plot: needs matplotlib' in plot.stderr

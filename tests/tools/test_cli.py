@@ -104,7 +104,8 @@ def test_a_missing_package_is_named_with_its_command():
     done = python('-W', 'ignore', '-c', code)
     assert done.returncode == 2
     assert done.stderr == (
-        'sapa-mm visualize: error: mmcv is not installed: pip install "mmcv>=2.0,<2.2"\n'
+        'sapa-mm visualize: error: mmcv is not installed: '
+        f'pip install {frameworks.INSTALL["mmcv"]}\n'
         'See sapa-mm visualize --help.\n'
     )
 
@@ -153,6 +154,7 @@ def test_info_tells_the_versions_and_what_works(capsys):
         assert f'train and test of {package}: yes' in lines
     assert not any(line.startswith('warning') for line in lines)
     assert any(line.startswith('operators run on ') for line in lines)
+    assert "upsamplers: yes, registered in mmengine's MODELS" in lines
 
 
 def test_info_warns_of_both_lines_in_one_environment(tmp_path, monkeypatch, capsys):
@@ -175,3 +177,14 @@ def test_info_says_why_something_does_not_work():
     assert done.returncode == 0, done.stderr
     assert 'without its operators (ModuleNotFoundError: import of mmcv.ops halted' in done.stdout
     assert 'train and test of mmseg: no: sapa_mm.segmentation needs mmsegmentation' in done.stdout
+
+
+def test_info_says_that_upsamplers_need_torch_alone():
+    code = (
+        'import sys; sys.modules["mmengine"] = sys.modules["mmcv"] = None; '
+        'from sapa_mm.tools import cli; sys.exit(cli.main(["info"]))'
+    )
+    done = python('-W', 'ignore', '-c', code)
+    assert done.returncode == 0, done.stderr
+    assert 'upsamplers: yes, as PyTorch modules; mmengine, which configs need, is' in done.stdout
+    assert 'train and test of mmdet: no: sapa_mm.detection needs mmdetection' in done.stdout

@@ -14,6 +14,7 @@ import pytest
 from mmengine.config import Config, DictAction
 from mmengine.runner import save_checkpoint
 
+from sapa_mm.frameworks import INSTALL
 from sapa_mm.tools import configs, launch
 from sapa_mm.tools.complexity.count import build
 from sapa_mm.tools.errors import ToolError
@@ -100,7 +101,7 @@ def test_a_missing_framework_is_named_with_its_command():
     )
     done = run(sys.executable, '-c', code, f'mmdet::{FASTER_RCNN}')
     assert done.returncode == 2
-    assert 'mmdet, which is not installed: pip install mmdet==3.3.0' in done.stderr
+    assert f'mmdet, which is not installed: pip install {INSTALL["mmdet"]}' in done.stderr
     assert 'Traceback' not in done.stderr
 
 

@@ -143,7 +143,7 @@ def sapa_module(
     The projections are drawn so that scores are of order 1.
 
     Raises:
-        ImportError: mmengine is missing.
+        ImportError: mmengine is installed, but cannot be imported.
     """
     upsamplers = importlib.import_module('sapa_mm.upsamplers')
     module = upsamplers.SAPA(

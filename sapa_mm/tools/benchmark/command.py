@@ -16,8 +16,7 @@ is given as a share of the bandwidth of a copy, read plus written, made in the s
 
 --models compares what whole models predict instead: time, parameters and FLOPs.
 
-Needs torch alone. SAPA-B, DySample and FADE as modules need mmengine, CARAFE mmcv with its
-operators, and a plot matplotlib.
+Needs torch alone. CARAFE needs mmcv with its operators, and a plot matplotlib.
 """
 
 import argparse
