@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .dispatch import autocast, implementation, requested_backend, without_autocast
+from .dispatch import autocast, implementation, operator, requested_backend, without_autocast
 from .layout import empty_map
 from .normalization import NORMALIZATION_EPS, NORMALIZATIONS
 
@@ -70,7 +70,11 @@ def point_affiliation(
     return _forward(query, key, value, *options)
 
 
-@torch.library.custom_op('sapa_mm::point_affiliation', mutates_args=())
+@operator(
+    'point_affiliation',
+    '(Tensor query, Tensor key, Tensor value, SymInt kernel_size, str normalization, '
+    'float temperature, str border, str backend="auto") -> Tensor',
+)
 @without_autocast
 def _forward(
     query: Tensor,
@@ -94,7 +98,11 @@ def _(query, key, value, kernel_size, normalization, temperature, border, backen
     return empty_map(value, value.shape[1], query.shape[2:])
 
 
-@torch.library.custom_op('sapa_mm::point_affiliation_backward', mutates_args=())
+@operator(
+    'point_affiliation_backward',
+    '(Tensor grad, Tensor query, Tensor key, Tensor value, SymInt kernel_size, str normalization, '
+    'float temperature, str border, str backend="auto") -> (Tensor, Tensor, Tensor)',
+)
 @without_autocast
 def _backward(
     grad: Tensor,

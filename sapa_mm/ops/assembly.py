@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .dispatch import autocast, implementation, requested_backend, without_autocast
+from .dispatch import autocast, implementation, operator, requested_backend, without_autocast
 from .layout import empty_map
 
 _IMPLEMENTATIONS = {'torch': '.strips.assembly', 'triton': '.launches.assembly'}
@@ -42,7 +42,11 @@ def assemble(weights: Tensor, value: Tensor, *, kernel_size: int = 5, groups: in
     return _forward(weights, value, kernel_size, groups, requested_backend())
 
 
-@torch.library.custom_op('sapa_mm::assemble', mutates_args=())
+@operator(
+    'assemble',
+    '(Tensor weights, Tensor value, SymInt kernel_size, SymInt groups=1, '
+    'str backend="auto") -> Tensor',
+)
 @without_autocast
 def _forward(
     weights: Tensor, value: Tensor, kernel_size: int, groups: int = 1, backend: str = 'auto'
@@ -58,7 +62,11 @@ def _(weights, value, kernel_size, groups=1, backend='auto'):
     return empty_map(value, value.shape[1], weights.shape[2:])
 
 
-@torch.library.custom_op('sapa_mm::assemble_backward', mutates_args=())
+@operator(
+    'assemble_backward',
+    '(Tensor grad, Tensor weights, Tensor value, SymInt kernel_size, SymInt groups, '
+    'str backend="auto") -> (Tensor, Tensor)',
+)
 @without_autocast
 def _backward(
     grad: Tensor,

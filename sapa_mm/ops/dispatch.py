@@ -168,6 +168,17 @@ def implementation(
     return _import(modules[name])
 
 
+def operator(name: str, schema: str) -> Callable[[Callable], torch.library.CustomOpDef]:
+    """Return the decorator that makes a function the operator ``sapa_mm::name``.
+
+    Args:
+        name: The operator's.
+        schema: Its arguments and results. torch 2.4 cannot infer one with a string as a default,
+            and without the default of ``backend`` exported programs that do not name it are void.
+    """
+    return torch.library.custom_op(f'sapa_mm::{name}', mutates_args=(), schema=schema)
+
+
 def without_autocast(function: Callable) -> Callable:
     """Run an implementation with autocast off: it picks its own accumulation dtype.
 
@@ -185,7 +196,10 @@ def without_autocast(function: Callable) -> Callable:
 
 def autocast_is_on(x: object) -> bool:
     """Return whether autocast is on for the device of ``x``."""
-    if not isinstance(x, Tensor) or not torch.amp.is_autocast_available(x.device.type):
+    if not isinstance(x, Tensor) or x.is_meta:
+        return False
+    # The compiler of torch 2.11 cannot trace the question, and compiles for devices that have it.
+    if not torch.compiler.is_compiling() and not torch.amp.is_autocast_available(x.device.type):
         return False
     return torch.is_autocast_enabled(x.device.type)
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .dispatch import autocast, implementation, requested_backend, without_autocast
+from .dispatch import autocast, implementation, operator, requested_backend, without_autocast
 from .layout import empty_map
 
 _IMPLEMENTATIONS = {'torch': '.strips.similarity', 'triton': '.launches.similarity'}
@@ -44,7 +44,11 @@ def local_similarity(
     return _forward(query, key, kernel_size, float(temperature), requested_backend())
 
 
-@torch.library.custom_op('sapa_mm::local_similarity', mutates_args=())
+@operator(
+    'local_similarity',
+    '(Tensor query, Tensor key, SymInt kernel_size, float temperature, '
+    'str backend="auto") -> Tensor',
+)
 @without_autocast
 def _forward(
     query: Tensor, key: Tensor, kernel_size: int, temperature: float, backend: str = 'auto'
@@ -60,7 +64,11 @@ def _(query, key, kernel_size, temperature, backend='auto'):
     return empty_map(query, kernel_size**2, query.shape[2:])
 
 
-@torch.library.custom_op('sapa_mm::local_similarity_backward', mutates_args=())
+@operator(
+    'local_similarity_backward',
+    '(Tensor grad, Tensor query, Tensor key, SymInt kernel_size, float temperature, '
+    'str backend="auto") -> (Tensor, Tensor)',
+)
 @without_autocast
 def _backward(
     grad: Tensor,

@@ -84,7 +84,8 @@ for cfg in (dict(type='SAPPA'), dict(type='deconv'), dict(type='SAPA', mode='x')
     unknown, layer, option = alone(code).splitlines()
     assert unknown.startswith(
         'ValueError upsample_cfg: expected type SAPA, A2U, CARAFE, DySample, FADE, '
-        'FADELite, IndexNet, MaxUnpooling, SoftClusteringUpsampler, nearest, bilinear, deconv, pixel_shuffle or'
+        'FADELite, IndexNet, MaxUnpooling, SoftClusteringUpsampler, nearest, bilinear, deconv, '
+        'pixel_shuffle or'
     )
     assert layer.startswith("MissingFrameworkError upsampler type 'deconv' needs mmcv, ")
     assert layer.endswith(f'pip install {INSTALL["mmcv-lite"]}')
