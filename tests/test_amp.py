@@ -17,7 +17,7 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPERS
 from mmengine.runner import Runner, autocast
-from testing_configs import load
+from testing_configs import build, load, offline, samples
 from torch import Tensor, nn
 
 import sapa_mm.segmentation
@@ -218,3 +218,51 @@ def test_channels_last_trains_likewise(name, dtype, single, toy_data, tmp_path):
     assert all(run.channels_last)
     # SegFormer's tokens lie like this anyway.
     assert any(single(name).channels_last) == (name == 'sapa-g')
+
+
+# Rows of the table in tools/README.md
+CPU_NMS = 'expected scalar type Float but found'
+WHOLE_MODELS = {
+    'sapa/segformer_mit-b1_sapa-g_8xb2-160k_ade20k-512x512.py': None,
+    'sapa/fpn_r50_sapa-b_4xb4-160k_ade20k-512x512.py': None,
+    'hc/hcfcn-32_r18-l3_8xb2-50k_cityscapes-1024x1024.py': None,
+    'sapa/maskformer_swin-b_sapa-b_8xb2-160k_ade20k-640x640.py': None,
+    'sapa/mask2former_swin-b-in22k-384x384-pre_sapa-b_8xb2-160k_ade20k-640x640.py': None,
+    'sapa/retinanet_r50_fpn_sapa-b_1x_coco.py': None,
+    'sapa/yolox_s_sapa-b_8xb8-300e_coco.py': None,
+    'sapa/rtmdet_s_sapa-b_8xb32-300e_coco.py': None,
+    # mmcv's NMS is in float32 alone on a CPU.
+    'sapa/faster-rcnn_r50_fpn_sapa-b_1x_coco.py': CPU_NMS,
+    'sapa/mask-rcnn_r50_fpn_sapa-b_1x_coco.py': CPU_NMS,
+}
+# torch 2.13's bfloat16 convolution on CPUs leaves parts of this gradient uninitialized where the
+# feature is a single pixel, as RetinaNet's coarsest one is here.
+SINGLE_PIXEL = 'neck.fpn_convs.4.conv.weight'
+
+
+@pytest.mark.parametrize(
+    'name',
+    # Swin-B, of 87 M parameters, takes its time.
+    [pytest.param(n, marks=[pytest.mark.slow] if 'swin' in n else []) for n in WHOLE_MODELS],
+)
+def test_whole_models_have_finite_gradients_in_half_precision(name):
+    cfg = offline(load(name))
+    model = build(cfg).train()
+    batch = samples(cfg)
+    for dtype in (torch.bfloat16, torch.float16):
+        model.zero_grad()
+        data = model.data_preprocessor(copy.deepcopy(batch), training=True)
+        # mmengine's own autocast on CPUs is the same, and knows bfloat16 alone.
+        with torch.autocast('cpu', dtype):
+            if WHOLE_MODELS[name]:
+                with pytest.raises(RuntimeError, match=WHOLE_MODELS[name]):
+                    model(**data, mode='loss')
+                continue
+            loss, _ = model.parse_losses(model(**data, mode='loss'))
+        loss.backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        broken = {n for n, gradient in gradients.items() if not gradient.isfinite().all()}
+        assert broken <= {SINGLE_PIXEL}
+        assert sum('upsamplers' in n for n in gradients) == sum(
+            'upsamplers' in n and p.requires_grad for n, p in model.named_parameters()
+        )
