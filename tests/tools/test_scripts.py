@@ -20,7 +20,7 @@ def bash(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize('script', ['quickstart.sh', 'test.sh', 'gpu_check.sh'])
+@pytest.mark.parametrize('script', ['quickstart.sh', 'test.sh', 'try_versions.sh', 'gpu_check.sh'])
 def test_help_does_nothing_but_explain(script):
     result = bash(str(TOOLS / script), '--help')
     assert result.returncode == 0
@@ -42,6 +42,22 @@ def test_an_unknown_line_is_refused(script):
         assert f'--line: expected upstream or onedl, got: {"".join(line) or "nothing"}' in (
             result.stderr
         )
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'told'),
+    [
+        ([], '--torch VERSION is needed'),
+        (['--torch'], '--torch needs a value'),
+        (['--torch', '2.13.0', 'exprot'], 'expected steps among import operators'),
+    ],
+)
+def test_try_versions_refuses(arguments, told, tmp_path):
+    out = tmp_path / 'out'
+    result = bash(str(TOOLS / 'try_versions.sh'), '--out', str(out), *arguments)
+    assert result.returncode == 2
+    assert told in result.stderr
+    assert not out.exists()
 
 
 def test_the_line_of_an_environment_stays():
