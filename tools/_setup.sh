@@ -93,10 +93,11 @@ has_torch() { holds '__import__("torch").__version__ >= (2, 4)'; }
 
 # mmcv in a version that the line's frameworks take; has_mmcv_ops: with its operators.
 has_mmcv() {
+    local version='tuple(map(int, __import__("mmcv").__version__.split(".")[:2]))'
     if [ "$LINE" = onedl ]; then
-        holds '__import__("mmcv").__version__ >= "2.3"'
+        holds "$version >= (2, 3)"
     else
-        holds '"2.0" <= __import__("mmcv").__version__ < "2.2"'
+        holds "(2, 0) <= $version < (2, 2)"
     fi
 }
 has_mmcv_ops() { has_mmcv && holds '__import__("mmcv.ops")'; }
