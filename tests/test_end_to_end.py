@@ -11,6 +11,7 @@ import mmdet
 import mmseg
 import pytest
 from PIL import Image
+from testing_lines import for_own_script
 
 ROOT = Path(__file__).parents[1]
 SAPA = ROOT / 'configs' / 'sapa'
@@ -63,7 +64,7 @@ def segmentors(folder) -> dict[str, Path]:
     work_dirs = {'sapa-g': folder / 'work' / 'sapa-g', 'bilinear': folder / 'work' / 'bilinear'}
     for script, config, name in (
         (ROOT / 'tools' / 'train.py', SEGMENTOR, 'sapa-g'),
-        (own, BASELINE, 'bilinear'),
+        (own, for_own_script(BASELINE, folder), 'bilinear'),
     ):
         python(folder, script, config, '--work-dir', work_dirs[name], '--cfg-options', *SHORT)
     return work_dirs
@@ -80,7 +81,8 @@ def test_segmentors_train_evaluate_and_save(segmentors):
 def test_the_same_config_through_mmsegs_own_script(folder, segmentors):
     script = Path(mmseg.__file__).parent / '.mim' / 'tools' / 'train.py'
     work_dir = folder / 'work' / 'own'
-    python(folder, script, SEGMENTOR, '--work-dir', work_dir, '--cfg-options', *SHORT)
+    config = for_own_script(SEGMENTOR, folder)
+    python(folder, script, config, '--work-dir', work_dir, '--cfg-options', *SHORT)
     # The seed is the same, so the model is.
     assert scalars(work_dir)['mIoU'] == scalars(segmentors['sapa-g'])['mIoU']
 

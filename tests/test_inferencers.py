@@ -67,13 +67,13 @@ class Trained(NamedTuple):
 
 @pytest.fixture(scope='module')
 def trained(request, toy_data, tmp_path_factory) -> Trained:
-    """The model of that name, after two iterations of mmengine's Runner."""
+    """The model of that name, after four iterations of mmengine's Runner."""
     cfg = copy.deepcopy(load(CONFIGS[request.param]))
     is_detector = cfg.default_scope == 'mmdet'
     folder = toy_data / ('coco' if is_detector else 'ade')
     cfg.train_dataloader.dataset.data_root = f'{folder}/'
     cfg.train_dataloader.batch_size = 2
-    cfg.train_cfg.max_iters = 2
+    cfg.train_cfg.max_iters = 4
     for key in ('val_dataloader', 'val_cfg', 'val_evaluator', 'custom_hooks'):
         cfg[key] = None
     if is_detector:
@@ -87,7 +87,7 @@ def trained(request, toy_data, tmp_path_factory) -> Trained:
         for part in (cfg.model.backbone, head):
             if part.get('norm_cfg', {}).get('type') == 'BN':
                 part.norm_cfg.momentum = 0.9
-    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=2)
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=4)
     cfg.default_hooks.logger.interval = 1
     cfg.work_dir = str(tmp_path_factory.mktemp(request.param))
     cfg.log_level = 'ERROR'
@@ -95,7 +95,7 @@ def trained(request, toy_data, tmp_path_factory) -> Trained:
     work_dir = Path(cfg.work_dir)
     images = sorted((folder / ('val2017' if is_detector else 'images/validation')).glob('*.jpg'))
     assert len(images) == 2
-    return Trained(work_dir / Path(CONFIGS[request.param]).name, work_dir / 'iter_2.pth', images)
+    return Trained(work_dir / Path(CONFIGS[request.param]).name, work_dir / 'iter_4.pth', images)
 
 
 def by_hand(trained: Trained) -> list:

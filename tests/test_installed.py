@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mmseg
 import pytest
+from testing_lines import for_own_script
 from testing_wheel import build_wheel
 
 CONFIG = 'sapa/segformer_mit-t_sapa-g_1xb8-600_toy-160x160.py'
@@ -91,6 +92,7 @@ def test_the_command_trains_a_config_of_the_package(environment, project):
 
 def test_the_frameworks_own_script_trains_it_too(environment, project):
     config = installed(environment, project) / '.mim' / 'configs' / CONFIG
+    config = for_own_script(config, project)
     script = Path(mmseg.__file__).parent / '.mim' / 'tools' / 'train.py'
     command = (environment / 'python', script, config, '--work-dir', 'framework')
     run(project, *command, '--cfg-options', *SHORT)

@@ -14,6 +14,8 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
+import sapa_mm  # noqa: F401  it lets mmengine find the configs that the tests load
+
 ROOT = Path(__file__).parents[1]
 SIZE = 64  # of the test images
 CLASSES = (1, 3, 7)  # in their truth

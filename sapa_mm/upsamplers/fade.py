@@ -1,6 +1,5 @@
 """Upsampling with kernels from decoder and encoder, and a gate between the two."""
 
-import torch
 from torch import Tensor, nn
 
 from ..ops import assemble
@@ -101,8 +100,9 @@ class FADE(Upsampler):
         Returns:
             (N, D, Hg, Wg), in the dtype and memory format of ``upsampled``.
         """
-        gate = upsample_parent(self.gate(x).sigmoid(), guide.shape[2:])
-        return torch.lerp(upsampled, guide.to(upsampled.dtype), gate.to(upsampled.dtype))
+        gate = upsample_parent(self.gate(x).sigmoid(), guide.shape[2:]).to(upsampled.dtype)
+        # torch.lerp is not exported by torch 2.6.
+        return upsampled + gate * (guide.to(upsampled.dtype) - upsampled)
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         """Upsample ``x`` to the size of ``guide``.

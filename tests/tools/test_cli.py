@@ -176,7 +176,7 @@ def test_info_says_why_something_does_not_work():
     done = python('-W', 'ignore', '-c', code)
     assert done.returncode == 0, done.stderr
     assert 'without its operators (ModuleNotFoundError: import of mmcv.ops halted' in done.stdout
-    assert 'train and test of mmseg: no: sapa_mm.segmentation needs mmsegmentation' in done.stdout
+    assert 'train and test of mmdet: no: sapa_mm.detection needs mmdetection' in done.stdout
 
 
 def test_info_says_that_upsamplers_need_torch_alone():

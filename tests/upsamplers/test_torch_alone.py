@@ -32,6 +32,7 @@ def results(tmp_path_factory) -> Results:
     file = tmp_path_factory.mktemp('alone') / 'results.pt'
     alone(
         'import torch, testing_upsamplers\n'
+        'torch.set_num_threads(1)\n'  # as in the tests: more add in another order
         f'torch.save(testing_upsamplers.compute_all(), {str(file)!r})'
     )
     return torch.load(file)
