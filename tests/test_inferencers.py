@@ -120,7 +120,7 @@ def by_hand(trained: Trained) -> list:
             predictions.append(result.pred_sem_seg.data[0].numpy())
     # Two predictions that agree, or a single class, would show little.
     assert not same(*predictions)
-    assert cfg.default_scope == 'mmdet' or len(np.unique(predictions[0])) > 1
+    assert cfg.default_scope == 'mmdet' or len(np.unique(predictions)) > 1
     return predictions
 
 
