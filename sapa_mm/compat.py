@@ -13,6 +13,7 @@ import contextlib
 import functools
 import os
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 
 from .frameworks import INSTALL, require
@@ -102,50 +103,66 @@ def allow_mmengine_checkpoints() -> None:
 
 
 _FORCE, _FORCE_NOT = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+# The variable is the whole process's.
+_loading = threading.RLock()
 
 
 @contextlib.contextmanager
 def weights_only() -> Iterator[None]:
     """Make ``torch.load`` read with ``weights_only=True``, whatever its callers ask for.
 
-    The environment variable by which torch lets a user do so is set and reset. Where the user has
-    set the opposite one, that holds.
+    The environment variable by which torch lets a user do so is set and reset; other threads wait.
+    Where the user has set the opposite one, that holds.
     """
     if os.environ.get(_FORCE_NOT, '0').lower() in ('1', 'y', 'yes', 'true'):
         yield
         return
-    before = os.environ.get(_FORCE)
-    os.environ[_FORCE] = '1'
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_FORCE]
-        else:
-            os.environ[_FORCE] = before
+    with _loading:
+        before = os.environ.get(_FORCE)
+        os.environ[_FORCE] = '1'
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[_FORCE]
+            else:
+                os.environ[_FORCE] = before
 
 
 def refuse_other_checkpoints() -> None:
     """Let nothing but weights and logs out of the checkpoints that mmengine loads.
 
     Without this a checkpoint can run code: mmengine reads what it downloads without
-    ``weights_only``, and the fork's mmengine repeats without it whatever ``weights_only`` refused.
-    Afterwards both raise `pickle.UnpicklingError`, whose message says how to allow a class. Needs
-    mmengine; may be called again. For torch before 2.6 it does nothing: its ``weights_only`` can
-    be got round (CVE-2025-32434), so that there no checkpoint of a stranger is safe.
+    ``weights_only``, the fork's mmengine repeats without it whatever ``weights_only`` refused, and
+    both run the text under ``meta['config']`` as Python when a training is resumed, which old
+    checkpoints have; it is left out. Needs mmengine; may be called again. For torch before 2.6 it
+    does nothing: its ``weights_only`` can be got round (CVE-2025-32434), so that there no
+    checkpoint of a stranger is safe.
+
+    Afterwards `pickle.UnpicklingError` says what was refused, and how to load it all the same.
     """
     from mmengine.runner import checkpoint
     from mmengine.runner.checkpoint import CheckpointLoader
 
     load = CheckpointLoader.load_checkpoint.__func__
-    if torch.__version__ < '2.6' or hasattr(load, '__wrapped__'):
+    if torch.__version__ < '2.6' or getattr(load, 'refuses_code', False):
         return
 
     @functools.wraps(load)
-    def load_weights_only(cls: type, *args: object, **kwargs: object) -> object:
-        with weights_only():
-            return load(cls, *args, **kwargs)
+    def load_weights_only(cls: type, filename: str, *args: object, **kwargs: object) -> object:
+        try:
+            with weights_only():
+                loaded = load(cls, filename, *args, **kwargs)
+        except pickle.UnpicklingError as error:
+            raise pickle.UnpicklingError(
+                f'{filename} is no file of weights, or holds more than weights and training logs, '
+                f'which could run code; if you trust it, set {_FORCE_NOT}=1\n{error}'
+            ) from error
+        if isinstance(loaded, dict) and isinstance(loaded.get('meta'), dict):
+            loaded['meta'].pop('config', None)
+        return loaded
 
+    load_weights_only.refuses_code = True  # type: ignore[attr-defined]
     CheckpointLoader.load_checkpoint = classmethod(load_weights_only)
     if hasattr(checkpoint, 'get_torch_safe_globals'):
         # It allows them for the time of a load, and takes them off torch's list at its end, where

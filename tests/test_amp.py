@@ -262,7 +262,8 @@ def test_whole_models_have_finite_gradients_in_half_precision(name):
         loss.backward()
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         broken = {n for n, gradient in gradients.items() if not gradient.isfinite().all()}
-        assert broken <= {SINGLE_PIXEL}
+        faulty = 'retinanet' in name and dtype == torch.bfloat16
+        assert broken <= ({SINGLE_PIXEL} if faulty else set())
         assert sum('upsamplers' in n for n in gradients) == sum(
             'upsamplers' in n and p.requires_grad for n, p in model.named_parameters()
         )

@@ -63,7 +63,6 @@ print(f'{properties.name}, torch {torch.__version__}, triton {triton.__version__
 PY
 
 has() { "$PYTHON" -c "import $1" 2>/dev/null; }
-has mmengine || echo "without mmengine SAPA-B, DySample and FADE are not timed as whole modules"
 has mmcv.ops || echo "without mmcv's operators CARAFE is not timed"
 
 failed=()

@@ -1,5 +1,6 @@
 """Loads trained models, reads images, and has the models predict."""
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,6 +68,8 @@ def load_model(cfg: Config, checkpoint: str | Path, device: str | torch.device) 
             load_checkpoint(model, str(checkpoint), map_location='cpu', logger='silent')
     except ToolError:
         raise
+    except pickle.UnpicklingError as error:
+        raise ToolError(reason(error)) from error
     except Exception as error:  # of whatever kind: model and weights are the user's
         raise ToolError(f'{checkpoint} does not fit {cfg.filename}: {reason(error)}') from error
     return model

@@ -171,7 +171,7 @@ def dysample_module(
     """Make DySample as a network has it, how it is called, and its `Candidate.exact`.
 
     Raises:
-        ImportError: mmengine is missing.
+        ImportError: mmengine is installed, but cannot be imported.
     """
     upsamplers = importlib.import_module('sapa_mm.upsamplers')
     module = upsamplers.DySample(shape.channels, 1, scale_factor=shape.ratio)
@@ -199,7 +199,7 @@ def fade_module(
     The encoder convolution is drawn so that its results are of order 1.
 
     Raises:
-        ImportError: mmengine is missing.
+        ImportError: mmengine is installed, but cannot be imported.
     """
     upsamplers = importlib.import_module('sapa_mm.upsamplers')
     module = upsamplers.FADE(shape.channels, kernel_size=shape.kernel_size)

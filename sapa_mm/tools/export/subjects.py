@@ -1,5 +1,6 @@
 """Builds what is exported: a segmentor, or an upsampler alone."""
 
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -125,6 +126,8 @@ def read_segmentor(
         model = build_segmentor(cfg, checkpoint)
     except ToolError:
         raise
+    except pickle.UnpicklingError as error:
+        raise ToolError(reason(error)) from error
     except Exception as error:  # of whatever kind: model and weights are the user's
         raise ToolError(f'{checkpoint or config} cannot be loaded: {reason(error)}') from error
     if not hasattr(model, 'encode_decode'):
