@@ -18,7 +18,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import load_checkpoint
+from mmengine.runner import CheckpointLoader, load_checkpoint
 
 from sapa_mm import compat
 
@@ -118,7 +118,7 @@ except pickle.UnpicklingError:
 
 import sapa_mm
 import tiny_training
-from mmengine.runner import load_checkpoint
+from mmengine.runner import CheckpointLoader, load_checkpoint
 
 loaded = load_checkpoint(tiny_training.Line(), checkpoint, strict=True)
 runner = tiny_training.build(work_dir, max_epochs=3, resume=True)
@@ -243,6 +243,62 @@ def test_code_in_a_downloaded_checkpoint_is_refused_before_it_runs(tmp_path, mon
     # mmengine by itself reads what it downloaded without weights_only.
     torch.hub.load_state_dict_from_url(url, model_dir=tmp_path / 'cache' / 'hub' / 'checkpoints')
     assert canary.exists()
+
+
+def test_config_text_in_a_checkpoint_does_not_run_when_it_is_resumed(tmp_path, monkeypatch):
+    # mmengine reads it as a Python config, which old checkpoints have there.
+    canary = tmp_path / 'canary'
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'tiny_training.py').write_text(TINY_TRAINING)
+    import tiny_training
+
+    tiny_training.build(tmp_path / 'run', max_epochs=1).train()
+    path = tmp_path / 'run' / 'epoch_1.pth'
+    checkpoint = torch.load(path)
+    checkpoint['meta']['config'] = f'open({str(canary)!r}, "w").close()'
+    torch.save(checkpoint, path)
+    runner = tiny_training.build(tmp_path / 'run', max_epochs=2, resume=True)
+    runner.train()
+    assert runner.iter == 4
+    assert not canary.exists()
+    Config.fromstring(checkpoint['meta']['config'], '.py')
+    assert canary.exists()
+
+
+def test_another_wrapper_of_the_loader_is_no_excuse(tmp_path, monkeypatch):
+    canary, path = tmp_path / 'canary', tmp_path / 'evil.pth'
+    torch.save({'state_dict': {}, 'meta': Call(os.system, f'touch {canary}')}, path)
+    guarded = CheckpointLoader.load_checkpoint.__func__
+
+    @functools.wraps(guarded.__wrapped__)
+    def other(cls, *args, **kwargs):
+        return guarded.__wrapped__(cls, *args, **kwargs)
+
+    monkeypatch.setattr(CheckpointLoader, 'load_checkpoint', classmethod(other))
+    compat.refuse_other_checkpoints()
+    assert CheckpointLoader.load_checkpoint.__func__ is not other
+    compat.refuse_other_checkpoints()
+    assert CheckpointLoader.load_checkpoint.__func__.__wrapped__ is other
+    with pytest.raises(pickle.UnpicklingError, match='TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1'):
+        load(path)
+    assert not canary.exists()
+
+
+def test_threads_load_one_after_the_other():
+    entered, left = threading.Event(), []
+
+    def other():
+        with compat.weights_only():
+            left.append(os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'])
+
+    with compat.weights_only():
+        thread = threading.Thread(target=other)
+        thread.start()
+        entered.wait(0.1)
+        assert left == []
+    thread.join()
+    assert left == ['1']
+    assert 'TORCH_FORCE_WEIGHTS_ONLY_LOAD' not in os.environ
 
 
 def test_reading_weights_alone_is_asked_of_torch_while_mmengine_loads(tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
 # Sourced by quickstart.sh and test.sh: puts everything into a Python environment, once.
 #
-# An active virtual or conda environment (but not conda's base) is used, and what it has in a
-# supported version is kept: torch, and the line of OpenMMLab's packages, upstream's own releases or
-# the maintained fork 'onedl'. Otherwise .venv is made (.venv-LINE where a line is asked for). Sets
+# An active virtual or conda environment (but not conda's base) is used, and what it has is kept:
+# torch and mmcv if their versions are supported, and the frameworks of the line of OpenMMLab's
+# packages that is there, upstream's own releases or the maintained fork 'onedl'. Otherwise .venv is made (.venv-LINE where a line is asked for). Sets
 # PYTHON. Needs Python >= 3.10 and, to build mmcv's operators, a C++ compiler. Safe to run again.
 
 # The versions the project is tested with.
@@ -91,7 +91,7 @@ holds() { "$PYTHON" -W ignore -c "import sys; sys.exit(not ($1))" 2>/dev/null; }
 
 has_torch() { holds '__import__("torch").__version__ >= (2, 4)'; }
 
-# mmcv in a version that the line's frameworks take; has_mmcv_ops: with its operators.
+# mmcv in a version that the line's frameworks take, with operators that work or without any.
 has_mmcv() {
     local version='tuple(map(int, __import__("mmcv").__version__.split(".")[:2]))'
     if [ "$LINE" = onedl ]; then
@@ -100,7 +100,28 @@ has_mmcv() {
         holds "(2, 0) <= $version < (2, 2)"
     fi
 }
+has_working_mmcv() {
+    has_mmcv && "$PYTHON" -W ignore -c '
+try:
+    import mmcv._ext
+except ModuleNotFoundError:
+    pass' 2>/dev/null
+}
 has_mmcv_ops() { has_mmcv && holds '__import__("mmcv.ops")'; }
+
+# not_installed NAME==VERSION...: those of which the environment has no version at all.
+not_installed() {
+    "$PYTHON" - "$@" <<'PY'
+import sys
+from importlib import metadata
+
+for requirement in sys.argv[1:]:
+    try:
+        metadata.version(requirement.partition('==')[0])
+    except metadata.PackageNotFoundError:
+        print(requirement)
+PY
+}
 
 # Builds mmcv with its operators and shows how far the compiler is.
 build_mmcv() {
@@ -159,16 +180,15 @@ install_everything() {
     choose_line
     [ "$LINE" = onedl ] || part=det
     [ "$part" = seg ] || check_python_builds_mmcv
-    say "Installing into ${PYTHON%/bin/python}"
-    echo "  torch             $(has_torch && echo 'it has one, which stays' || echo "$TORCH")"
-    if [ "$part" = seg ]; then
-        echo "  OpenMMLab ($LINE)  $SEG $MMCV"
-        echo "                    the maintained fork, whose mmcv needs no compiler for segmentation"
-    else
-        echo "  OpenMMLab ($LINE)  $SEG $DET"
-        echo "                    $MMCV, compiled: detection needs its operators"
-    fi
-    echo "  sapa_mm           from this checkout, with what its extras [$extras] need"
+    # shellcheck disable=SC2086  # lists
+    local frameworks=$(not_installed $SEG $([ "$part" = seg ] || echo "$DET"))
+    local operators='compiled: detection, and all of upstream, needs its operators'
+    [ "$part" = det ] || operators='without operators: segmentation needs no compiler'
+    say "Installing into ${PYTHON%/bin/python}, keeping what it has"
+    echo "  torch       $(has_torch && echo 'stays' || echo "$TORCH")"
+    echo "  mmcv        $MMCV, $operators"
+    echo "  frameworks  "${frameworks:-stay} "(the line $LINE of OpenMMLab's packages)"
+    echo "  sapa_mm     from this checkout, with what its extras [$extras] need"
     if ! has_torch; then
         say "Installing $TORCH (several GB where pip finds no CPU build)"
         "$PYTHON" -m pip install --disable-pip-version-check "$TORCH" "$SETUPTOOLS"
@@ -177,16 +197,16 @@ install_everything() {
     if [ "$part" = det ]; then
         pip_install ninja packaging
         install_mmcv_ops
+    elif ! has_working_mmcv; then
+        say "Installing $MMCV"
+        # torch is not in pip's own build environment, so that there are no operators; a wheel in
+        # pip's cache may have those of another torch.
+        pip_install --no-cache-dir --force-reinstall --no-deps "$MMCV"
+        frameworks="$frameworks $MMCV"  # for what it depends on
     fi
     say "Installing the frameworks and sapa_mm"
-    # torch is not in pip's own build environment, so that an mmcv not built yet has no operators.
-    # shellcheck disable=SC2086  # lists
-    if [ "$part" = seg ]; then
-        has_mmcv && MMCV=
-        pip_install $MMCV $SEG "$SETUPTOOLS"
-    else
-        pip_install $SEG $DET "$SETUPTOOLS"
-    fi
+    # shellcheck disable=SC2086  # a list
+    pip_install $frameworks "$SETUPTOOLS"
     pip_install --no-build-isolation -e ".[$extras]"
     local parts=sapa_mm.segmentation
     [ "$part" = seg ] || parts="$parts, sapa_mm.detection"

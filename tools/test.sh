@@ -21,6 +21,12 @@ if [ "${1:-}" = --line ]; then
     set_line "${2:-}"
     shift 2
 fi
+case " $* " in
+*' --line'*)
+    echo "test.sh: expected --line LINE before all other arguments, got: $* (try --help)" >&2
+    exit 2
+    ;;
+esac
 install_everything dev
 if [ $# -eq 0 ]; then
     say "Checking style, spelling and types"

@@ -70,6 +70,9 @@ short=$("$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 out=${out:-work_dirs/try_versions/$LINE-$short-$torch${numpy:+-$numpy}}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
+case "$out" in
+*' '*) die "--out: pip reads no constraints from a path with a space, got: $out" ;;
+esac
 
 say "Making $out/env"
 [ -x "$out/env/bin/python" ] || "$base" -m venv "$out/env"
@@ -118,8 +121,7 @@ tests() {
     OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q -p no:cacheprovider -k "$pattern" $found
 }
 import_all() {
-    sapa-mm info
-    "$PYTHON" -c '
+    sapa-mm info && "$PYTHON" -c '
 import sapa_mm.segmentation, sapa_mm.upsamplers
 from mmseg.registry import MODELS
 assert MODELS.get("SAPA") and MODELS.get("GuidedSegformerHead")'
@@ -157,14 +159,14 @@ try checkpoint tests test tests/test_compat.py
 try detection train_test_resume configs/sapa/faster-rcnn_r18_fpn_sapa-b_1xb2-100_toy-160x160.py $short_run
 
 say "A row of the manual's table"
-echo "| line | Python | torch | numpy | import | operators | compile | export | training | checkpoint | detection |"
+echo "| line | Python | torch | numpy | import | operators | compile | export | training | checkpoints refused | detection |"
 "$PYTHON" -W ignore - "$LINE" "$results" <<'ROW'
 import platform
 import sys
 from importlib.metadata import version
 
 line, results = sys.argv[1:]
-row = (line, platform.python_version(), version('torch'), version('numpy'))
+row = (line, platform.python_version().rpartition('.')[0], version('torch'), version('numpy'))
 print('|', *(f'{cell} |' for cell in row), results.strip())
 ROW
 [ -z "$failed" ] || die "failed:$failed (logs in $out)"

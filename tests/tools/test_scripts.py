@@ -34,6 +34,12 @@ def test_quickstart_refuses_other_arguments():
     assert 'expected --with-detection or --line LINE, got: --quick' in result.stderr
 
 
+def test_a_line_stands_before_what_pytest_gets():
+    result = bash(str(TOOLS / 'test.sh'), 'tests/ops', '--line', 'onedl')
+    assert result.returncode == 2
+    assert 'expected --line LINE before all other arguments' in result.stderr
+
+
 @pytest.mark.parametrize('script', ['quickstart.sh', 'test.sh'])
 def test_an_unknown_line_is_refused(script):
     for line in (['downstream'], []):
@@ -42,6 +48,14 @@ def test_an_unknown_line_is_refused(script):
         assert f'--line: expected upstream or onedl, got: {"".join(line) or "nothing"}' in (
             result.stderr
         )
+
+
+def test_what_is_installed_stays():
+    command = (
+        f'set -euo pipefail; . "{TOOLS}/_setup.sh"; PYTHON={sys.executable}; '
+        'not_installed numpy==0.1 no-such-thing==1.0 torch'
+    )
+    assert bash('-c', command).stdout.split() == ['no-such-thing==1.0']
 
 
 @pytest.mark.parametrize(
