@@ -1,5 +1,7 @@
 """Which checkpoints leave upsamplers without their weights, however they are loaded."""
 
+from functools import partial
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -7,7 +9,10 @@ from mmengine.model import BaseModel, BaseTTAModel
 from mmengine.runner import Runner, load_checkpoint, save_checkpoint
 from torch import nn
 
+from sapa_mm.tools.configs import read_config
 from sapa_mm.tools.errors import ToolError
+from sapa_mm.tools.export.subjects import read_segmentor
+from sapa_mm.tools.inference import load_model
 from sapa_mm.tools.weights import upsamplers_loaded, upsamplers_loaded_by_runners
 from sapa_mm.upsamplers import build_steps
 
@@ -53,6 +58,27 @@ def save(tmp_path):
 def load(model, checkpoint, strict=False):
     with upsamplers_loaded(model, checkpoint, 'my.py'):
         load_checkpoint(model, checkpoint, strict=strict, logger='silent')
+
+
+CONFIG = 'sapa_mm::sapa/segformer_mit-t_sapa-g_1xb8-600_toy-160x160.py'
+
+
+@pytest.mark.parametrize(
+    'read',
+    [
+        lambda path: load_model(read_config(CONFIG), path, 'cpu'),
+        lambda path: read_segmentor(CONFIG, path, None),
+    ],
+    ids=['predictions', 'export'],
+)
+def test_a_checkpoint_that_holds_code_is_told_as_such(read, tmp_path):
+    path = tmp_path / 'evil.pth'
+    torch.save({'state_dict': {}, 'meta': partial(print, 'code')}, path)
+    with pytest.raises(ToolError) as caught:
+        read(path)
+    told = str(caught.value)
+    assert f'{path} is no file of weights, or holds more than weights and training logs' in told
+    assert told.endswith('set TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1')
 
 
 @pytest.mark.parametrize('cfg', [SAPA, dict(type='nearest'), dict(type='IndexNet'), None])
