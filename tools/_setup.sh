@@ -2,8 +2,8 @@
 #
 # An active virtual or conda environment (but not conda's base) is used, and what it has is kept:
 # torch and mmcv if their versions are supported, and the frameworks of the line of OpenMMLab's
-# packages that is there, upstream's own releases or the maintained fork 'onedl'. Otherwise .venv is made (.venv-LINE where a line is asked for). Sets
-# PYTHON. Needs Python >= 3.10 and, to build mmcv's operators, a C++ compiler. Safe to run again.
+# packages that is there, upstream's own releases or the maintained fork 'onedl'. Otherwise .venv is
+# made (.venv-LINE where a line is asked for). Sets PYTHON. Needs Python >= 3.10 and, to build mmcv's operators, a C++ compiler. Safe to run again.
 
 # The versions the project is tested with.
 TORCH=torch==2.13.0
@@ -182,11 +182,16 @@ install_everything() {
     [ "$part" = seg ] || check_python_builds_mmcv
     # shellcheck disable=SC2086  # lists
     local frameworks=$(not_installed $SEG $([ "$part" = seg ] || echo "$DET"))
-    local operators='compiled: detection, and all of upstream, needs its operators'
-    [ "$part" = det ] || operators='without operators: segmentation needs no compiler'
+    local mmcv="$MMCV, compiled: detection, and all of upstream, needs its operators"
+    if [ "$part" = det ]; then
+        ! has_mmcv_ops || mmcv=stays
+    else
+        mmcv="$MMCV, without operators: segmentation does without, and without a compiler"
+        ! has_working_mmcv || mmcv=stays
+    fi
     say "Installing into ${PYTHON%/bin/python}, keeping what it has"
     echo "  torch       $(has_torch && echo 'stays' || echo "$TORCH")"
-    echo "  mmcv        $MMCV, $operators"
+    echo "  mmcv        $mmcv"
     echo "  frameworks  "${frameworks:-stay} "(the line $LINE of OpenMMLab's packages)"
     echo "  sapa_mm     from this checkout, with what its extras [$extras] need"
     if ! has_torch; then
