@@ -3,7 +3,8 @@
 # An active virtual or conda environment (but not conda's base) is used, and what it has is kept:
 # torch and mmcv if their versions are supported, and the frameworks of the line of OpenMMLab's
 # packages that is there, upstream's own releases or the maintained fork 'onedl'. Otherwise .venv is
-# made (.venv-LINE where a line is asked for). Sets PYTHON. Needs Python >= 3.10 and, to build mmcv's operators, a C++ compiler. Safe to run again.
+# made (.venv-LINE where a line is asked for). Sets PYTHON. Needs Python >= 3.10 and, to build mmcv's
+# operators, a C++ compiler. Safe to run again.
 
 # The versions the project is tested with.
 TORCH=torch==2.13.0
