@@ -399,7 +399,7 @@ def render_scene(rng: np.random.Generator, shape: tuple[int, int]) -> Scene:
         box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
         shade = _shade(alpha, light, max(0.035 * scale, 0.7))[box][..., None]
         for key, part in parts:
-            filling = kind.textures[key].sample(rng, shade.shape[:2]) * shade
+            filling = kind.textures[key].sample(rng, (shade.shape[0], shade.shape[1])) * shade
             image[box] += part[box][..., None] * (filling - image[box])
         owner[alpha >= 0.5] = k
     instances = []
