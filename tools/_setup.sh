@@ -156,7 +156,7 @@ torch's version, or choose a CPU build of torch first"
     fi
     local compiler=${CXX:-c++} log=${TMPDIR:-/tmp}/sapa_mm-mmcv-$$.log
     command -v "$compiler" >/dev/null || die "a C++ compiler is needed: install g++ or clang"
-    say "Building $MMCV with its operators (about 6 minutes on two cores; log: $log)"
+    say "Building $MMCV with its operators (6 to 15 minutes on two cores; log: $log)"
     # The build must see torch, and where mmcv is without operators pip takes it for installed.
     local again=()
     ! has_mmcv || again=(--no-cache-dir --force-reinstall --no-deps)

@@ -12,7 +12,7 @@ Under 10 minutes on two cores. Needs Python >= 3.10. Run again, it skips what is
 work_dirs/quickstart to train anew.
 
   --with-detection  also installs mmdetection, and mmcv with its operators, which takes a C++ compiler
-                    and about 6 minutes more, and trains a tiny Faster R-CNN with SAPA-B for some
+                    and 6 to 15 minutes more, and trains a tiny Faster R-CNN with SAPA-B for some
                     iterations.
   --line LINE       which of OpenMMLab's packages: upstream's own releases (with which mmcv's
                     operators are always built) or the maintained fork, onedl. They go to .venv-LINE.

@@ -7,7 +7,7 @@ usage: bash tools/test.sh [--line upstream|onedl] [PYTEST_ARGUMENT ...]
 
 Installs the package, mmcv with its operators, mmsegmentation and mmdetection into .venv (or into
 the active environment), then runs ruff, codespell, mypy and the tests. From nothing this takes about
-half an hour on two cores, 6 minutes of it to build mmcv. With arguments, such as
+half an hour on two cores, 6 to 15 of it to build mmcv. With arguments, such as
 `tests/ops -k gradcheck`, only pytest runs.
 
   --line LINE  which of OpenMMLab's packages: upstream's own releases or the maintained fork, onedl.
