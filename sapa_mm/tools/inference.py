@@ -69,7 +69,7 @@ def load_model(cfg: Config, checkpoint: str | Path, device: str | torch.device) 
     except ToolError:
         raise
     except pickle.UnpicklingError as error:
-        raise ToolError(reason(error)) from error
+        raise ToolError(str(error).partition('\n')[0]) from error
     except Exception as error:  # of whatever kind: model and weights are the user's
         raise ToolError(f'{checkpoint} does not fit {cfg.filename}: {reason(error)}') from error
     return model

@@ -191,7 +191,7 @@ def test_a_checkpoint_that_is_none(inputs, tmp_path, capsys):
     broken = tmp_path / 'broken.pth'
     broken.write_text('no weights')
     sentence = refused(inputs._replace(checkpoint=broken), tmp_path / 'picture.png', capsys)
-    assert f'error: {broken} does not fit {CONFIG}: ' in sentence
+    assert f'error: {broken} is no file of weights, or holds more than weights' in sentence
 
 
 def test_a_checkpoint_without_the_clusterings_weights(inputs, tmp_path, capsys):

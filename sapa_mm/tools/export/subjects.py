@@ -127,7 +127,7 @@ def read_segmentor(
     except ToolError:
         raise
     except pickle.UnpicklingError as error:
-        raise ToolError(reason(error)) from error
+        raise ToolError(str(error).partition('\n')[0]) from error
     except Exception as error:  # of whatever kind: model and weights are the user's
         raise ToolError(f'{checkpoint or config} cannot be loaded: {reason(error)}') from error
     if not hasattr(model, 'encode_decode'):
