@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .affiliation import _forward as point_affiliation
 from .assembly import _forward as assemble
-from .layout import accumulation_dtype, is_channels_last
+from .layout import accumulation_dtype, in_format_of
 from .normalization import normalize
 from .parents import parents
 from .similarity import _forward as local_similarity
@@ -99,9 +99,7 @@ def _pixels(x: Tensor) -> Tensor:
 
 def _as_map(pixels: Tensor, size: Sequence[int], like: Tensor) -> Tensor:
     """Turn (N, Hg*Wg, C) into (N, C, Hg, Wg) in the dtype and memory format of ``like``."""
-    last = is_channels_last(like)
-    out = pixels.to(like.dtype).transpose(1, 2).unflatten(2, size)
-    return out.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    return in_format_of(like, pixels.to(like.dtype).transpose(1, 2).unflatten(2, size))
 
 
 def _point_affiliation(

@@ -16,18 +16,20 @@ def is_channels_last(x: Tensor) -> bool:
     return x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
 
 
+def _memory_format(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if is_channels_last(x) else torch.contiguous_format
+
+
 def empty_map(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
     """Return an empty (N, channels, *size) of the memory format, dtype and device of ``like``."""
-    last = is_channels_last(like)
     return torch.empty(
         (like.shape[0], channels, *size),
         dtype=like.dtype,
         device=like.device,
-        memory_format=torch.channels_last if last else torch.contiguous_format,
+        memory_format=_memory_format(like),
     )
 
 
 def in_format_of(like: Tensor, x: Tensor) -> Tensor:
     """Return (N, C, H, W) ``x`` contiguous in the memory format of ``like``, a copy if need be."""
-    last = is_channels_last(like)
-    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    return x.contiguous(memory_format=_memory_format(like))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..ops.layout import is_channels_last
+from ..ops.layout import in_format_of
 from ..ops.parents import upsample_parent
 from .base import PairedUpsampler
 from .registration import MODELS
@@ -93,8 +93,7 @@ class MaxUnpooling(PairedUpsampler):
         encoding = self._encoding(guide, encoding, self.in_channels)
         is_maximum = torch.zeros(guide.shape, dtype=torch.bool, device=guide.device)
         is_maximum.flatten(2).scatter_(2, encoding.flatten(2), True)
-        if is_channels_last(x):
-            is_maximum = is_maximum.contiguous(memory_format=torch.channels_last)
+        is_maximum = in_format_of(x, is_maximum)
         return torch.where(is_maximum, upsample_parent(x, tuple(guide.shape[2:])), 0)
 
     def flops(self, size: tuple[int, int], guide_size: tuple[int, int]) -> int:
