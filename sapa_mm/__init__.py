@@ -14,7 +14,14 @@ from .version import __version__
 
 __all__ = ['MissingFrameworkError', '__version__', 'ops']
 
-_PARTS = ('upsamplers', 'visualization', 'reconstruction', 'segmentation', 'detection')
+_PARTS = (
+    'upsamplers',
+    'visualization',
+    'reconstruction',
+    'segmentation',
+    'depth',
+    'detection',
+)
 
 
 def __getattr__(name: str) -> object:

@@ -64,7 +64,7 @@ def point_affiliation(
     checks.check_value(value, key)
     checks.check_kernel_size(kernel_size)
     checks.check_choice('normalization', normalization, NORMALIZATIONS)
-    checks.check_temperature(temperature)
+    checks.check_positive('temperature', temperature)
     checks.check_choice('border', border, BORDERS)
     options = (kernel_size, normalization, float(temperature), border, requested_backend())
     return _forward(query, key, value, *options)

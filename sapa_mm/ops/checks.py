@@ -63,12 +63,12 @@ def check_kernel_size(kernel_size: object, name: str = 'kernel_size') -> None:
         raise ValueError(f'{name}: expected an odd positive int, got {kernel_size}')
 
 
-def check_temperature(temperature: object) -> None:
-    """Raise TypeError unless it is a number, ValueError unless it is finite and positive."""
-    if not _is_number(temperature, (int, float)):
-        raise TypeError(f'temperature: expected a positive number, got {temperature!r}')
-    if not 0 < temperature < math.inf:
-        raise ValueError(f'temperature: expected a positive number, got {temperature}')
+def check_positive(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is a number, ValueError unless it is finite and positive."""
+    if not _is_number(value, (int, float)):
+        raise TypeError(f'{name}: expected a positive number, got {value!r}')
+    if not 0 < value < math.inf:
+        raise ValueError(f'{name}: expected a positive number, got {value}')
 
 
 def check_map(name: str, x: object, layout: str) -> None:

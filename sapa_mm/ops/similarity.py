@@ -40,7 +40,7 @@ def local_similarity(
     query, key = autocast(query, key, dtype=torch.float32)
     checks.check_pair(query, key)
     checks.check_kernel_size(kernel_size)
-    checks.check_temperature(temperature)
+    checks.check_positive('temperature', temperature)
     return _forward(query, key, kernel_size, float(temperature), requested_backend())
 
 

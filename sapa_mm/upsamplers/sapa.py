@@ -12,8 +12,8 @@ from ..ops.checks import (
     check_bool,
     check_choice,
     check_kernel_size,
+    check_positive,
     check_positive_int,
-    check_temperature,
 )
 from ..ops.normalization import NORMALIZATIONS
 from ..ops.parents import upsample_parent
@@ -108,7 +108,7 @@ class SAPA(Upsampler):
         check_choice('similarity', similarity, SIMILARITIES)
         check_kernel_size(kernel_size)
         check_choice('normalization', normalization, NORMALIZATIONS)
-        check_temperature(temperature)
+        check_positive('temperature', temperature)
         check_choice('border', border, BORDERS)
         check_choice('self_input', self_input, SELF_INPUTS)
         check_choice('self_projection', self_projection, SELF_PROJECTIONS)

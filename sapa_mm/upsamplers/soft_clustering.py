@@ -15,8 +15,8 @@ from ..ops.checks import (
     check_choice,
     check_kernel_size,
     check_map,
+    check_positive,
     check_positive_int,
-    check_temperature,
 )
 from ..ops.dispatch import autocast_is_on
 from ..ops.layout import accumulation_dtype
@@ -192,7 +192,7 @@ class SoftClustering(SelfInitialized):
         check_positive_int('embed_dims', embed_dims)
         check_kernel_size(kernel_size)
         check_bool('normalize', normalize)
-        check_temperature(temperature)
+        check_positive('temperature', temperature)
         check_choice('border', border, BORDERS)
         self.in_channels = in_channels
         self.cluster_channels = cluster_channels
