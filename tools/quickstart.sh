@@ -3,7 +3,7 @@
 set -euo pipefail
 if [ "${1:-}" = -h ] || [ "${1:-}" = --help ]; then
     cat <<'HELP'
-usage: bash tools/quickstart.sh [--with-detection] [--line upstream|onedl]
+usage: bash tools/quickstart.sh [--depth | --with-detection] [--line upstream|onedl]
 
 Installs everything into .venv (or into the active environment), makes a toy dataset in data/toy,
 trains a tiny SegFormer twice for the same number of iterations, with SAPA-G and with bilinear
@@ -11,6 +11,9 @@ upsampling, prints mIoU and boundary IoU of both, and writes work_dirs/quickstar
 Under 10 minutes on two cores. Needs Python >= 3.10. Run again, it skips what is done; delete
 work_dirs/quickstart to train anew.
 
+  --depth           trains a tiny BTS, which estimates depth, in place of the SegFormer, with SAPA-B
+                    and with nearest upsampling; the report of both, and pictures, are in
+                    work_dirs/quickstart/depth.
   --with-detection  also installs mmdetection, and mmcv with its operators, which takes a C++ compiler
                     and 6 to 15 minutes more, and trains a tiny Faster R-CNN with SAPA-B for some
                     iterations.
@@ -23,27 +26,34 @@ fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tools/_setup.sh
 part=seg
+task=segmentation
 while [ $# -gt 0 ]; do
     case "$1" in
+    --depth) task=depth ;;
     --with-detection) part=det ;;
     --line)
         set_line "${2:-}"
         shift
         ;;
     *)
-        echo "quickstart.sh: expected --with-detection or --line LINE, got: $1 (try --help)" >&2
+        echo "quickstart.sh: expected --depth, --with-detection or --line LINE, got: $1 (try --help)" >&2
         exit 2
         ;;
     esac
     shift
 done
+if [ "$part" = det ] && [ "$task" = depth ]; then
+    echo "quickstart.sh: expected --depth or --with-detection, got both (try --help)" >&2
+    exit 2
+fi
 install_everything tools "$part"
 
 work=work_dirs/quickstart
 
-if [ ! -d data/toy ]; then
+# A dataset without depth is made again with it, the rest of it the same.
+if [ ! -d data/toy ] || { [ "$task" = depth ] && [ ! -d data/toy/depth ]; }; then
     say "Making the toy dataset in data/toy"
-    "$PYTHON" tools/make_toy_dataset.py --out data/toy
+    "$PYTHON" tools/make_toy_dataset.py --out data/toy --force --layouts ade coco depth
 fi
 
 # Progress and results; the log in the work_dir has everything.
@@ -79,13 +89,20 @@ train() {
 }
 
 mkdir -p "$work"
-train segformer_sapa-g configs/sapa/segformer_mit-t_sapa-g_1xb8-600_toy-160x160.py
-train segformer_bilinear configs/sapa/segformer_mit-t_bilinear_1xb8-600_toy-160x160.py
-[ "$part" = seg ] || train faster-rcnn_sapa-b configs/sapa/faster-rcnn_r18_fpn_sapa-b_1xb2-100_toy-160x160.py
+if [ "$task" = depth ]; then
+    say "Training and comparing a tiny BTS"
+    "$PYTHON" -W ignore tools/compare.py configs/bts/bts-tiny_r18_nearest_1xb8-600_toy-160x160.py \
+        --upsamplers nearest,sapa-b --seeds 0 --work-dir "$work/depth"
+    cat "$work/depth/report.md"
+else
+    train segformer_sapa-g configs/sapa/segformer_mit-t_sapa-g_1xb8-600_toy-160x160.py
+    train segformer_bilinear configs/sapa/segformer_mit-t_bilinear_1xb8-600_toy-160x160.py
+    [ "$part" = seg ] || train faster-rcnn_sapa-b configs/sapa/faster-rcnn_r18_fpn_sapa-b_1xb2-100_toy-160x160.py
 
-say "Comparing"
-"$PYTHON" -W ignore tools/quickstart_report.py --out "$work/comparison.png" \
-    "SAPA-G=$work/segformer_sapa-g" "bilinear=$work/segformer_bilinear"
+    say "Comparing"
+    "$PYTHON" -W ignore tools/quickstart_report.py --out "$work/comparison.png" \
+        "SAPA-G=$work/segformer_sapa-g" "bilinear=$work/segformer_bilinear"
+fi
 
 say "Next"
 if [ -f "${PYTHON%/python}/activate" ]; then

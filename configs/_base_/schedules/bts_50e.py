@@ -1,0 +1,38 @@
+# That of BTS: AdamW whose learning rate falls with every iteration by a power of 0.9, and weight
+# decay for the encoder alone.
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1e-4, eps=1e-3, weight_decay=0.01),
+    paramwise_cfg=dict(custom_keys=dict(decode_head=dict(decay_mult=0.0))),
+)
+epochs = 50
+param_scheduler = [
+    dict(
+        type='PolyLR',
+        power=0.9,
+        eta_min=1e-5,
+        begin=0,
+        end=epochs,
+        by_epoch=True,
+        convert_to_iter_based=True,
+    )
+]
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=5)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=True),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(
+        type='CheckpointHook',
+        by_epoch=True,
+        interval=1,
+        max_keep_ckpts=3,
+        save_best='abs_rel',
+        rule='less',
+    ),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+    visualization=dict(type='SegVisualizationHook'),
+)
+log_processor = dict(by_epoch=True)
