@@ -43,7 +43,7 @@ TOOLS = {
     'swap': Tool('swap:main', 'write a config that is another one with an upsampler'),
     'visualize': Tool('visualize:main', 'draw what every upsampler of a trained model does'),
     'superpixels': Tool('superpixels:main', 'draw the superpixels of a clustering backbone'),
-    'export': Tool('export:main', 'write a segmentor or an upsampler to ONNX or torch.export'),
+    'export': Tool('export:main', 'write a model or an upsampler to ONNX or torch.export'),
     'complexity': Tool('complexity:main', 'count parameters and FLOPs, and those of every step'),
     'benchmark': Tool('benchmark:main', 'time and check the operators, or whole models'),
     'toy-data': Tool('toy_dataset:main', 'make a small data set in which boundaries matter'),

@@ -1,14 +1,14 @@
-"""Export a segmentor, or one upsampler alone, to ONNX or to a program of torch.export.
+"""Export a model of mmsegmentation, or one upsampler alone, to ONNX or to a torch.export program.
 
   %(prog)s CONFIG CHECKPOINT --out model.onnx
   %(prog)s CONFIG CHECKPOINT --out model.pt2 --size 512 1024
   %(prog)s --upsampler sapa-g --channels 64 --out sapa_g.onnx
 
-CONFIG is a segmentor of mmsegmentation; without CHECKPOINT its weights are random. The file takes
-one input, ``image`` (N, 3, H, W), normalized as is printed, and gives ``logits``
-(N, classes, H, W). An upsampler takes ``x`` (N, C, H, W) and ``guide`` (N, Cy, Hg, Wg) and gives
-``upsampled`` (N, C, Hg, Wg), with the weights of its initialization. Whole images are computed in
-float32, without sliding windows.
+CONFIG is a segmentor or a depth estimator; without CHECKPOINT its weights are random. The file
+takes one input, ``image`` (N, 3, H, W), normalized as is printed, and gives ``logits``
+(N, classes, H, W), or ``depth`` (N, 1, H, W) in metres. An upsampler takes ``x`` (N, C, H, W) and
+``guide`` (N, Cy, Hg, Wg) and gives ``upsampled`` (N, C, Hg, Wg), with the weights of its
+initialization. Whole images are computed in float32, without sliding windows.
 
 Height, width and batch are free unless --static fixes them; where a model cannot have a free batch
 or sizes that are no multiples of 32, the output says so. The file needs neither this project nor
@@ -49,7 +49,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add('config', nargs='?', metavar='CONFIG', help="the segmentor's config")
+    add('config', nargs='?', metavar='CONFIG', help="the model's config")
     add('checkpoint', nargs='?', type=Path, metavar='CHECKPOINT', help='its weights')
     add('--out', type=exported_file, required=True, metavar='FILE', help='file.onnx or file.pt2')
     add(

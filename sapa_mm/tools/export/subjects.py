@@ -1,4 +1,4 @@
-"""Builds what is exported: a segmentor, or an upsampler alone."""
+"""Builds what is exported: a segmentor, a depth estimator, or an upsampler alone."""
 
 import pickle
 from collections.abc import Callable, Sequence
@@ -48,8 +48,8 @@ class Subject(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-class Logits(nn.Module):
-    """Computes a segmentor's logits of whole images.
+class WholeImage(nn.Module):
+    """Computes a segmentor's logits, or a depth estimator's depth, of whole images.
 
     Args:
         segmentor: A segmentor of mmseg that has ``encode_decode``.
@@ -60,10 +60,17 @@ class Logits(nn.Module):
         self.model = segmentor
 
     def forward(self, image: Tensor) -> Tensor:
-        """Compute the logits (N, classes, H, W) of an image (N, 3, H, W)."""
+        """Compute logits (N, classes, H, W), or depth (N, 1, H, W), of an image (N, 3, H, W)."""
         # It is a plain tuple: a `torch.Size` would be taken for that of a window.
         size = tuple(image.shape[2:])
         return self.model.encode_decode(image, [dict(img_shape=size, ori_shape=size)])
+
+
+def is_depth_estimator(model: nn.Module) -> bool:
+    """Whether it is a depth estimator of mmseg, which gives metres in place of logits."""
+    from mmseg.models import DepthEstimator
+
+    return isinstance(model, DepthEstimator)
 
 
 def preprocessing(cfg: Config) -> str:
@@ -137,9 +144,9 @@ def read_segmentor(
     channels = cfg.model.get('backbone', {}).get('in_channels', 3)
     subject = Subject(
         config,
-        Logits(model).eval(),
+        WholeImage(model).eval(),
         ('image',),
-        'logits',
+        'depth' if is_depth_estimator(model) else 'logits',
         lambda batch, height, width: (torch.randn(batch, channels, height, width),),
         (preprocessing(cfg),),
     )
