@@ -86,6 +86,10 @@ def samples(cfg: Config) -> dict:
         # One object on either side of a third.
         columns = torch.tensor(CLASSES).repeat_interleave(torch.tensor([20, 20, SIZE - 40]))
         truth.gt_sem_seg = PixelData(data=columns.expand(1, SIZE, SIZE).clone())
+        # They stand so many metres away, and what is in the upper rows is unknown.
+        depth = columns.expand(1, SIZE, SIZE).float().clone()
+        depth[:, :8] = 0
+        truth.gt_depth_map = PixelData(data=depth)
         batch['inputs'].append(torch.randint(0, 256, (3, SIZE, SIZE), dtype=torch.uint8))
         batch['data_samples'].append(truth)
     return batch
@@ -136,6 +140,11 @@ def predict(model: nn.Module, batch: dict) -> None:
     """The prediction has the image's size and is one."""
     batch = {key: values[:1] for key, values in copy.deepcopy(batch).items()}
     (result,) = model.eval().test_step(batch)
+    if 'pred_depth_map' in result:
+        depth = result.pred_depth_map.data
+        assert depth.shape == (1, SIZE, SIZE)
+        assert 0 < depth.min() < depth.max() < model.decode_head.max_depth
+        return
     if 'pred_sem_seg' in result:
         assert result.pred_sem_seg.data.shape == (1, SIZE, SIZE)
         assert result.seg_logits.data.shape == (model.decode_head.num_classes, SIZE, SIZE)
