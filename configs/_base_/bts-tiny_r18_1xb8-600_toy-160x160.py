@@ -9,8 +9,15 @@ _base_ = [
 iterations = 600
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
-    backbone=dict(depth=18, stem_channels=16, base_channels=16, init_cfg=None),
-    decode_head=dict(in_channels=(16, 16, 32, 64, 128), bts_size=64),
+    backbone=dict(
+        depth=18,
+        stem_channels=16,
+        base_channels=16,
+        freeze_first_conv=False,
+        freeze_norm_affine=False,
+        init_cfg=None,
+    ),
+    decode_head=dict(in_channels=(16, 16, 32, 64, 128), bts_size=128),
 )
 optim_wrapper = dict(
     type='OptimWrapper',

@@ -15,6 +15,8 @@ model = dict(
     backbone=dict(
         type='StemResNet',
         depth=50,
+        freeze_first_conv=True,
+        freeze_norm_affine=True,
         style='pytorch',
         norm_cfg=dict(type='BN', requires_grad=True),
         init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50'),
