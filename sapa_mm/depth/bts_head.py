@@ -13,12 +13,12 @@ from ..upsamplers import GuidedHost, build_steps
 from .depth_head import DepthHead
 from .planar_guidance import local_planar_guidance
 
-# The normalization of the decoder, and that within the atrous blocks.
-NORM = dict(eps=1.1e-5, momentum=0.01)
-INNER_NORM = dict(eps=1e-5, momentum=0.01)
 DILATIONS = (3, 6, 12, 18, 24)
-# Ratios of the planes' cells to their pixels.
-RATIOS = (8, 4, 2)
+
+
+def norm(channels: int, eps: float = 1.1e-5) -> nn.BatchNorm2d:
+    """Return the decoder's batch normalization; in the atrous blocks ``eps`` is another."""
+    return nn.BatchNorm2d(channels, eps=eps, momentum=0.01)
 
 
 def conv_elu(in_channels: int, out_channels: int, kernel_size: int = 3) -> Sequential:
@@ -30,10 +30,10 @@ def conv_elu(in_channels: int, out_channels: int, kernel_size: int = 3) -> Seque
 def atrous_block(in_channels: int, width: int, dilation: int, norm_first: bool) -> Sequential:
     """Return a bottleneck to ``2 * width`` channels and a dilated convolution to ``width``."""
     return Sequential(
-        *([nn.BatchNorm2d(in_channels, **NORM)] if norm_first else []),
+        *([norm(in_channels)] if norm_first else []),
         nn.ReLU(),
         nn.Conv2d(in_channels, 2 * width, 1, bias=False),
-        nn.BatchNorm2d(2 * width, **INNER_NORM),
+        norm(2 * width, eps=1e-5),
         nn.ReLU(),
         nn.Conv2d(2 * width, width, 3, padding=dilation, dilation=dilation, bias=False),
     )
@@ -79,12 +79,13 @@ class GuidedBTSHead(GuidedHost, DepthHead):
             as in what it upsamples, not five features, or a bad width.
     """
 
-    replaces = 'BTSHead'
+    # mmseg has no BTS of its own.
+    replaces = 'GuidedBTSHead'
 
     def __init__(
         self,
         in_channels: Sequence[int],
-        upsample_cfg: dict | None = None,
+        upsample_cfg: dict,
         step_cfgs: dict | None = None,
         *,
         bts_size: int = 512,
@@ -114,20 +115,20 @@ class GuidedBTSHead(GuidedHost, DepthHead):
             step_cfgs,
             {'up5': (c4, c3), 'up4': (full, c2), 'up3': (quarter, c1), 'up2': (quarter, c0)},
         )
-        self.up5 = Sequential(conv_elu(c4, full), nn.BatchNorm2d(full, **NORM))
+        self.up5 = Sequential(conv_elu(c4, full), norm(full))
         self.conv5 = conv_elu(full + c3, full)
-        self.up4 = Sequential(conv_elu(full, half), nn.BatchNorm2d(half, **NORM))
-        self.conv4 = Sequential(conv_elu(half + c2, half), nn.BatchNorm2d(half, **NORM))
+        self.up4 = Sequential(conv_elu(full, half), norm(half))
+        self.conv4 = Sequential(conv_elu(half + c2, half), norm(half))
         self.atrous = nn.ModuleList(
             atrous_block(half + (c2 + i * quarter if i else 0), quarter, dilation, norm_first=i > 0)
             for i, dilation in enumerate(DILATIONS)
         )
         self.atrous_fusion = conv_elu(half + len(DILATIONS) * quarter, quarter)
         self.reduce8 = reduction(quarter, quarter, 3)
-        self.up3 = Sequential(conv_elu(quarter, quarter), nn.BatchNorm2d(quarter, **NORM))
+        self.up3 = Sequential(conv_elu(quarter, quarter), norm(quarter))
         self.conv3 = conv_elu(quarter + c1 + 1, quarter)
         self.reduce4 = reduction(quarter, eighth, 3)
-        self.up2 = Sequential(conv_elu(quarter, eighth), nn.BatchNorm2d(eighth, **NORM))
+        self.up2 = Sequential(conv_elu(quarter, eighth), norm(eighth))
         self.conv2 = conv_elu(eighth + c0 + 1, eighth)
         self.reduce2 = reduction(eighth, last, 3)
         self.up1 = conv_elu(eighth, last)
@@ -137,12 +138,13 @@ class GuidedBTSHead(GuidedHost, DepthHead):
 
     @staticmethod
     def _build_upsamplers(
-        upsample_cfg: dict | None, step_cfgs: dict | None, steps: dict[str, tuple[int, int]]
+        upsample_cfg: dict, step_cfgs: dict | None, steps: dict[str, tuple[int, int]]
     ) -> nn.ModuleDict:
+        """Build the upsamplers; of one that needs equal channels the error says what to take."""
         try:
             return build_steps(upsample_cfg, step_cfgs, steps)
         except ValueError as error:
-            if 'guide_channels' not in str(error):
+            if 'like in_channels' not in str(error):
                 raise
             widths = ', '.join(f'{step} {high} with {low}' for step, (high, low) in steps.items())
             raise ValueError(
