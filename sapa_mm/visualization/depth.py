@@ -1,7 +1,7 @@
 """Depth maps as pictures: every map of a figure in one scale of colours."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -31,6 +31,24 @@ STRIP_INCHES = 0.75
 def known_depth(depth: np.ndarray) -> np.ndarray:
     """Tell where depth is known, which is where it is positive and finite, bool (H, W)."""
     return np.isfinite(depth) & (depth > 0)
+
+
+def depth_range(maps: Iterable[np.ndarray]) -> tuple[float, float]:
+    """Return the least and the largest known depth of some maps, at least two different depths.
+
+    Args:
+        maps: (H, W) each, in metres.
+
+    Returns:
+        Two depths, in metres; 0 and 1 where nothing is known.
+    """
+    known = [depth[known_depth(depth)] for depth in maps]
+    known = [depths for depths in known if depths.size]
+    if not known:
+        return 0.0, 1.0
+    near = min(float(depths.min()) for depths in known)
+    far = max(float(depths.max()) for depths in known)
+    return near, far if far > near else near + 1
 
 
 def depth_to_rgb(depth: np.ndarray, limits: Sequence[float]) -> np.ndarray:
@@ -162,7 +180,9 @@ def draw_depths(
         raise ValueError('find_edges: expected truths to compare the edges with, got none')
     depths = ({} if truths is None else {'truth': truths}) | dict(predictions)
     _check_sizes(images, depths)
-    limits = _limits(predictions, truths) if limits is None else limits
+    if limits is None:
+        shown = {'truth': truths} if truths is not None else predictions
+        limits = depth_range(depth for maps in shown.values() for depth in maps)
     _check_limits(limits)
 
     rows: list[list[np.ndarray | str]] = []
@@ -209,9 +229,7 @@ def _check_limits(limits: Sequence[float]) -> None:
         raise ValueError(f'limits: expected two depths, the first the smaller one, got {limits}')
 
 
-def _check_sizes(
-    images: Sequence[np.ndarray], depths: Mapping[str, Sequence[np.ndarray]]
-) -> None:
+def _check_sizes(images: Sequence[np.ndarray], depths: Mapping[str, Sequence[np.ndarray]]) -> None:
     """Raise ValueError unless there are images, and as many maps in each column, of their sizes."""
     if not images:
         raise ValueError('images: expected at least one, got none')
@@ -220,19 +238,6 @@ def _check_sizes(
         sizes = [depth.shape for depth in maps]
         if sizes != expected:
             raise ValueError(f'{title}: expected depth of sizes {expected}, got {sizes}')
-
-
-def _limits(
-    predictions: Mapping[str, Sequence[np.ndarray]], truths: Sequence[np.ndarray] | None
-) -> tuple[float, float]:
-    """Return the range of true depth, or where none is known of what is predicted."""
-    for maps in ([] if truths is None else truths, [m for c in predictions.values() for m in c]):
-        depths = [depth[known_depth(depth)] for depth in maps]
-        ranges = [(float(depth.min()), float(depth.max())) for depth in depths if depth.size]
-        if ranges:
-            low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
-            return low, (high if high > low else low + 1)
-    return 0.0, 1.0
 
 
 def _extend(depths: Mapping[str, Sequence[np.ndarray]], limits: Sequence[float]) -> str:
@@ -261,7 +266,9 @@ def _error_to_rgb(error: np.ndarray, max_error: float) -> np.ndarray:
 def _draw_bar(axis: Axes, limits: Sequence[float], colours: str, extend: str) -> None:
     """Draw a scale of colours from left to right."""
     mappable = ScalarMappable(Normalize(*limits), colours)
-    bar = axis.figure.colorbar(mappable, cax=axis, orientation='horizontal', extend=extend)
+    bar = axis.figure.colorbar(
+        mappable, cax=axis, orientation='horizontal', extend=extend, extendfrac=0.03
+    )
     bar.ax.tick_params(labelsize=8)
 
 
