@@ -97,7 +97,7 @@ def write_data(folder: Path) -> dict[str, np.ndarray]:
         depth[:, WIDTH // 2 :] += 1500
         depth[:5, :7] = 0
         cv2.imwrite(str(folder / 'annotations' / 'test' / f'{name}.png'), depth)
-        depths[name] = depth / np.float32(1000)
+        depths[name] = depth.astype(np.float32) * np.float32(1e-3)
     return depths
 
 

@@ -119,22 +119,22 @@ class DepthVisualizer(SegLocalVisualizer):
         limits = (0.0, self.max_depth)
         panels = {'image': image}
         for title, data in maps.items():
-            depth = torch.as_tensor(data.data).float().cpu().numpy().reshape(data.shape)
+            depth = torch.as_tensor(data.data).detach().float().cpu().numpy().reshape(data.shape)
             # Of another size is what the pipeline resized; nearest keeps unknown depth apart.
             depth = cv2.resize(depth, (width, height), interpolation=cv2.INTER_NEAREST)
             panels[title] = depth_to_rgb(depth, limits)
 
         scale = math.ceil(LEAST_WIDTH / width)
         height, width = scale * height, scale * width
+        full_width, full_height = len(panels) * width, ABOVE + height + BELOW
         # Half a pixel more keeps the sizes when they are rounded down.
-        size = [len(panels) * width + 0.5, ABOVE + height + BELOW + 0.5]
-        figure = Figure(figsize=np.divide(size, DPI), dpi=DPI)
-        total = np.floor(size)
+        inches = ((full_width + 0.5) / DPI, (full_height + 0.5) / DPI)
+        figure = Figure(figsize=inches, dpi=DPI)
         for i, (title, panel) in enumerate(panels.items()):
             panel = panel.repeat(scale, axis=0).repeat(scale, axis=1)
             figure.figimage(panel, i * width, BELOW, origin='upper')
-            middle = ((i + 0.5) * width, BELOW + height + 0.5 * ABOVE) / total
-            figure.text(*middle, title, ha='center', va='center', fontsize=9)
-        bar = np.divide((0.1 * total[0], 18, 0.8 * total[0], 16), (*total, *total))
-        draw_depth_bar(figure.add_axes(tuple(bar)), limits, extend='max')
+            x, y = (i + 0.5) / len(panels), 1 - 0.5 * ABOVE / full_height
+            figure.text(x, y, title, ha='center', va='center', fontsize=9)
+        bar = figure.add_axes((0.1, 18 / full_height, 0.8, 16 / full_height))
+        draw_depth_bar(bar, limits, extend='max')
         return figure_to_rgb(figure)

@@ -101,12 +101,15 @@ def without_truth(cfg: Config) -> Config:
     Returns:
         A copy; without a ``test_pipeline`` it has that of its ``test_dataloader``.
     """
-    from mmseg.datasets.transforms import LoadAnnotations, LoadDepthAnnotation
+    from mmcv.transforms import LoadAnnotations
+    from mmseg.datasets.transforms import LoadBiomedicalAnnotation, LoadDepthAnnotation
     from mmseg.registry import TRANSFORMS
+
+    loaders = (LoadAnnotations, LoadBiomedicalAnnotation, LoadDepthAnnotation)
 
     def loads_truth(transform: Mapping) -> bool:
         found = TRANSFORMS.get(transform['type'])
-        return isinstance(found, type) and issubclass(found, (LoadAnnotations, LoadDepthAnnotation))
+        return isinstance(found, type) and issubclass(found, loaders)
 
     cfg = copy.deepcopy(cfg)
     pipeline = cfg.get('test_pipeline') or cfg.test_dataloader.dataset.pipeline

@@ -167,22 +167,26 @@ def draw_depths(
         find_edges: Maps depth, (H, W), to its edges, bool (H, W), such as
             `sapa_mm.depth.depth_edges`. Default: no edges are shown.
         limits: The depths of the first and the last colour, in metres. Default: the least and the
-            largest true depth; without a truth, predicted depth.
+            largest true depth; where none is known, predicted depth.
         max_error: The relative error of the last colour. Default: 0.5.
 
     Raises:
         TypeError: ``max_error`` is no number.
         ValueError: No images, a map of another size than its image, ``limits`` are not two growing
-            depths, ``max_error`` is not positive, or edges without a truth to compare them with.
+            depths, ``max_error`` is not positive, edges without a truth to compare them with, or a
+            prediction with the title 'image' or 'truth'.
     """
     check_positive('max_error', max_error)
     if find_edges is not None and truths is None:
         raise ValueError('find_edges: expected truths to compare the edges with, got none')
+    for title in {'image', 'truth'} & predictions.keys():
+        raise ValueError(f'predictions: expected other titles than image and truth, got {title!r}')
     depths = ({} if truths is None else {'truth': truths}) | dict(predictions)
     _check_sizes(images, depths)
     if limits is None:
-        shown = {'truth': truths} if truths is not None else predictions
-        limits = depth_range(depth for maps in shown.values() for depth in maps)
+        is_known = any(known_depth(truth).any() for truth in truths or [])
+        shown = [truths] if is_known else predictions.values()
+        limits = depth_range(depth for maps in shown for depth in maps)
     _check_limits(limits)
 
     rows: list[list[np.ndarray | str]] = []

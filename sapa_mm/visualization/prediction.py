@@ -67,7 +67,7 @@ def _limits(sample: BaseDataElement, max_depth: float | None) -> tuple[float, fl
     """Return the depths of the first and the last colour."""
     if max_depth is not None:
         return 0.0, max_depth
-    return depth_range([sample.pred_depth_map.data[0].float().cpu().numpy()])
+    return depth_range([sample.pred_depth_map.data[0].detach().float().cpu().numpy()])
 
 
 def _as_seen(data: Tensor, image: np.ndarray, sample: BaseDataElement, mode: str) -> np.ndarray:
@@ -80,4 +80,4 @@ def _as_seen(data: Tensor, image: np.ndarray, sample: BaseDataElement, mode: str
     # Nearest interpolation takes no integers, and float64 holds them exactly.
     fitted = F.interpolate(data[None].double(), (height, width), mode='nearest-exact')[0, 0]
     padding = [(0, image.shape[0] - height), (0, image.shape[1] - width)]
-    return np.pad(fitted.cpu().numpy(), padding, mode=mode)
+    return np.pad(fitted.detach().cpu().numpy(), padding, mode=mode)
