@@ -1,12 +1,9 @@
 """Pictures of depth from a run, in one scale of colours from the first image to the last."""
 
-import math
-
 import cv2
 import mmcv
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from mmengine.dist import master_only
 from mmengine.structures import PixelData
 from mmseg.registry import VISUALIZERS
@@ -14,13 +11,7 @@ from mmseg.structures import SegDataSample
 from mmseg.visualization import SegLocalVisualizer
 
 from ..ops.checks import check_positive
-from ..visualization import depth_to_rgb, figure_to_rgb
-from ..visualization.depth import draw_depth_bar
-
-DPI = 100
-# Pixels: the least width of a picture, and the room above them for titles and below for the scale.
-LEAST_WIDTH = 200
-ABOVE, BELOW = 20, 56
+from ..visualization import depths_to_rgb
 
 
 @VISUALIZERS.register_module()
@@ -114,27 +105,11 @@ class DepthVisualizer(SegLocalVisualizer):
             mmcv.imwrite(mmcv.rgb2bgr(picture), out_file)
 
     def _draw_depths(self, image: np.ndarray, maps: dict[str, PixelData]) -> np.ndarray:
-        """Draw an image and depth maps side by side; a small image is enlarged."""
+        """Draw an image and depth maps side by side."""
         height, width = image.shape[:2]
-        limits = (0.0, self.max_depth)
-        panels = {'image': image}
+        depths = {}
         for title, data in maps.items():
             depth = torch.as_tensor(data.data).detach().float().cpu().numpy().reshape(data.shape)
             # Of another size is what the pipeline resized; nearest keeps unknown depth apart.
-            depth = cv2.resize(depth, (width, height), interpolation=cv2.INTER_NEAREST)
-            panels[title] = depth_to_rgb(depth, limits)
-
-        scale = math.ceil(LEAST_WIDTH / width)
-        height, width = scale * height, scale * width
-        full_width, full_height = len(panels) * width, ABOVE + height + BELOW
-        # Half a pixel more keeps the sizes when they are rounded down.
-        inches = ((full_width + 0.5) / DPI, (full_height + 0.5) / DPI)
-        figure = Figure(figsize=inches, dpi=DPI)
-        for i, (title, panel) in enumerate(panels.items()):
-            panel = panel.repeat(scale, axis=0).repeat(scale, axis=1)
-            figure.figimage(panel, i * width, BELOW, origin='upper')
-            x, y = (i + 0.5) / len(panels), 1 - 0.5 * ABOVE / full_height
-            figure.text(x, y, title, ha='center', va='center', fontsize=9)
-        bar = figure.add_axes((0.1, 18 / full_height, 0.8, 16 / full_height))
-        draw_depth_bar(bar, limits, extend='max')
-        return figure_to_rgb(figure)
+            depths[title] = cv2.resize(depth, (width, height), interpolation=cv2.INTER_NEAREST)
+        return depths_to_rgb(image, depths, (0.0, self.max_depth))

@@ -9,7 +9,14 @@ with require('matplotlib', __name__, 'matplotlib'):
 
 from ..upsamplers import find_upsamplers
 from .comparison import draw_pictures, draw_segmentations
-from .depth import compare_edges, depth_range, depth_to_rgb, draw_depths, relative_error
+from .depth import (
+    compare_edges,
+    depth_range,
+    depth_to_rgb,
+    depths_to_rgb,
+    draw_depths,
+    relative_error,
+)
 from .prediction import find_max_depth, outline_prediction, prediction_title
 from .recording import (
     Recording,
@@ -34,6 +41,7 @@ __all__ = [
     'compare_edges',
     'depth_range',
     'depth_to_rgb',
+    'depths_to_rgb',
     'draw_depths',
     'draw_pictures',
     'draw_segmentations',

@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 
 from ..ops.checks import check_positive
 from .comparison import DPI, PANEL_INCHES, Columns, fill_grid, grid_inches
+from .upsampling import figure_to_rgb
 
 # Both are perceptually uniform, and neither has a gray in it.
 DEPTH_COLOURS = 'magma_r'
@@ -26,6 +27,11 @@ BACKGROUND = (255, 255, 255)
 # These three differ for the colour-blind too.
 EDGES = {'found edge': (0, 0, 0), 'missed edge': (0, 114, 178), 'false edge': (230, 120, 0)}
 STRIP_INCHES = 0.75
+# Of pictures of whole pixels: the least width of a panel, the room above all for titles and below
+# for the scale, in pixels, and the resolution of the letters.
+LEAST_WIDTH = 200
+ABOVE, BELOW = 20, 56
+PIXELS_DPI = 100
 
 
 def known_depth(depth: np.ndarray) -> np.ndarray:
@@ -129,17 +135,40 @@ def compare_edges(
     return picture
 
 
-def draw_depth_bar(axis: Axes, limits: Sequence[float], extend: str = 'neither') -> None:
-    """Draw the scale of `depth_to_rgb` with its metres, from near to far.
+def depths_to_rgb(
+    image: np.ndarray, depths: Mapping[str, np.ndarray], limits: Sequence[float]
+) -> np.ndarray:
+    """Draw an image and depth maps side by side, pixel by pixel, and their scale below.
 
     Args:
-        axis: Where it is drawn, wider than it is high.
-        limits: The same.
-        extend: Which ends get an arrow for the depths outside the limits, as in matplotlib.
+        image: (H, W, 3), uint8, RGB.
+        depths: Title of a map to the map, (H, W), as in `depth_to_rgb`.
+        limits: The depths of the first and the last colour, in metres.
+
+    Returns:
+        uint8, RGB: the panels, which are enlarged by an int where they are narrower than
+        ``LEAST_WIDTH``, below ``ABOVE`` rows of titles and above ``BELOW`` rows with the scale.
+
+    Raises:
+        ValueError: A map of another size than the image, or bad limits.
     """
-    _draw_bar(axis, limits, DEPTH_COLOURS, extend)
-    for text, side in (('near', 'left'), ('depth in metres', 'center'), ('far', 'right')):
-        axis.set_title(text, loc=side, fontsize=8, pad=4)
+    _check_limits(limits)
+    _check_sizes([image], {title: [depth] for title, depth in depths.items()})
+    panels = {'image': image} | {t: depth_to_rgb(depth, limits) for t, depth in depths.items()}
+    scale = math.ceil(LEAST_WIDTH / image.shape[1])
+    height, width = (scale * side for side in image.shape[:2])
+    full_width, full_height = len(panels) * width, ABOVE + height + BELOW
+    # Half a pixel more keeps the sizes when they are rounded down.
+    inches = (full_width + 0.5) / PIXELS_DPI, (full_height + 0.5) / PIXELS_DPI
+    figure = Figure(figsize=inches, dpi=PIXELS_DPI)
+    for i, (title, panel) in enumerate(panels.items()):
+        panel = panel.repeat(scale, axis=0).repeat(scale, axis=1)
+        figure.figimage(panel, i * width, BELOW, origin='upper')
+        x, y = (i + 0.5) / len(panels), 1 - 0.5 * ABOVE / full_height
+        figure.text(x, y, title, ha='center', va='center', fontsize=9)
+    axis = figure.add_axes((0.1, 18 / full_height, 0.8, 16 / full_height))
+    _draw_depth_bar(axis, limits, extend='max')
+    return figure_to_rgb(figure)
 
 
 def draw_depths(
@@ -211,7 +240,7 @@ def draw_depths(
     fill_grid(above, columns)
     has_errors = truths is not None and bool(predictions)
     axes = below.subplots(1, 2 + has_errors, width_ratios=[1] * (1 + has_errors) + [0.8])
-    draw_depth_bar(axes[0], limits, _extend(depths, limits))
+    _draw_depth_bar(axes[0], limits, _extend(depths, limits))
     if has_errors:
         _draw_bar(axes[1], (0, max_error), ERROR_COLOURS, 'max')
         axes[1].set_title('|depth \u2212 truth| / truth', fontsize=8, pad=4)
@@ -274,6 +303,13 @@ def _draw_bar(axis: Axes, limits: Sequence[float], colours: str, extend: str) ->
         mappable, cax=axis, orientation='horizontal', extend=extend, extendfrac=0.03
     )
     bar.ax.tick_params(labelsize=8)
+
+
+def _draw_depth_bar(axis: Axes, limits: Sequence[float], extend: str) -> None:
+    """Draw the scale of `depth_to_rgb` with its metres, from near to far."""
+    _draw_bar(axis, limits, DEPTH_COLOURS, extend)
+    for text, side in (('near', 'left'), ('depth in metres', 'center'), ('far', 'right')):
+        axis.set_title(text, loc=side, fontsize=8, pad=4)
 
 
 def _near(edges: np.ndarray) -> np.ndarray:

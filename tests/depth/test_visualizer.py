@@ -12,7 +12,7 @@ from PIL import Image
 from testing_depth_pictures import HEIGHT, MAX_DEPTH, NAMES, WIDTH, make_runner, write_data
 
 from sapa_mm.depth import DepthVisualizer
-from sapa_mm.depth.visualizer import ABOVE, BELOW
+from sapa_mm.visualization.depth import ABOVE, BELOW
 
 UNKNOWN = (128, 128, 128)
 IMAGE = np.random.default_rng(0).integers(0, 256, (24, 210, 3)).astype(np.uint8)

@@ -9,6 +9,7 @@ from sapa_mm.visualization import (
     compare_edges,
     depth_range,
     depth_to_rgb,
+    depths_to_rgb,
     draw_depths,
     relative_error,
 )
@@ -219,3 +220,10 @@ def test_maps_of_different_sizes(other):
         compare_edges(np.ones(other, bool), truth > 0)
     with pytest.raises(ValueError, match=r'known: expected the size \(5, 7\)'):
         compare_edges(truth > 0, truth > 0, np.ones(other, bool))
+
+
+def test_panels_refuse_maps_of_another_size():
+    with pytest.raises(ValueError, match=r'a: expected depth of sizes \[\(30, 48\)\]'):
+        depths_to_rgb(IMAGE, {'a': np.ones((30, 47))}, (0, 1))
+    with pytest.raises(ValueError, match='limits: '):
+        depths_to_rgb(IMAGE, {'a': step(1, 2)}, (2, 2))
