@@ -6,15 +6,30 @@ with require('mmsegmentation', __name__, f'{INSTALL["mmcv"]} {INSTALL["mmseg"]}'
     import mmseg.models  # noqa: F401
 
 from .bts_head import GuidedBTSHead
+from .dataset import DepthMapDataset
 from .depth_head import DepthHead
+from .edges import DepthBoundaryError, boundary_errors, depth_edges
+from .metric import EigenDepthMetric, depth_errors
 from .planar_guidance import local_planar_guidance
 from .silog_loss import ScaleInvariantLogLoss
 from .stem_resnet import StemResNet
+from .transforms import BTSColorAugmentation, CropRegion, LoadDepthMap
+from .visualizer import DepthVisualizer
 
 __all__ = [
+    'BTSColorAugmentation',
+    'CropRegion',
+    'DepthBoundaryError',
     'DepthHead',
+    'DepthMapDataset',
+    'DepthVisualizer',
+    'EigenDepthMetric',
     'GuidedBTSHead',
+    'LoadDepthMap',
     'ScaleInvariantLogLoss',
     'StemResNet',
+    'boundary_errors',
+    'depth_edges',
+    'depth_errors',
     'local_planar_guidance',
 ]

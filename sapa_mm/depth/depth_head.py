@@ -45,6 +45,7 @@ class DepthHead(BaseDecodeHead):
             in_channels,
             channels,
             num_classes=1,
+            threshold=0,  # of no use; without it the parent warns
             dropout_ratio=0,
             loss_decode=loss_decode,
             **kwargs,

@@ -1,7 +1,8 @@
 """Loads trained models, reads images, and has the models predict."""
 
+import copy
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import mmcv
@@ -53,7 +54,8 @@ def load_model(cfg: Config, checkpoint: str | Path, device: str | torch.device) 
     """Build a config's model with a checkpoint's weights, ready to predict.
 
     Args:
-        cfg: Config of a segmentor of mmseg or a detector of mmdet, read from a file.
+        cfg: Config of a segmentor or a depth estimator of mmseg or a detector of mmdet, read from a
+            file.
         checkpoint: File of the weights.
         device: Where the model predicts.
 
@@ -80,11 +82,39 @@ def init_model(cfg: Config, checkpoint: str, device: str | torch.device) -> nn.M
     if cfg.default_scope == 'mmseg':
         from mmseg.apis import init_model as init_segmentor
 
-        return init_segmentor(cfg, checkpoint, device=device)
+        return init_segmentor(without_truth(cfg), checkpoint, device=device)
     from mmdet.apis import init_detector
 
     # By the default it would build the test's data set, for colours that no tool uses.
     return init_detector(cfg, checkpoint, device=device, palette='random')
+
+
+def without_truth(cfg: Config) -> Config:
+    """Take what loads truth out of the ``test_pipeline`` of a config of mmseg.
+
+    An image to predict has none, and mmseg's ``inference_model`` skips ``LoadAnnotations`` alone,
+    by its name.
+
+    Args:
+        cfg: The config, which stays as it is.
+
+    Returns:
+        A copy; without a ``test_pipeline`` it has that of its ``test_dataloader``.
+    """
+    from mmcv.transforms import LoadAnnotations
+    from mmseg.datasets.transforms import LoadBiomedicalAnnotation, LoadDepthAnnotation
+    from mmseg.registry import TRANSFORMS
+
+    loaders = (LoadAnnotations, LoadBiomedicalAnnotation, LoadDepthAnnotation)
+
+    def loads_truth(transform: Mapping) -> bool:
+        found = TRANSFORMS.get(transform['type'])
+        return isinstance(found, type) and issubclass(found, loaders)
+
+    cfg = copy.deepcopy(cfg)
+    pipeline = cfg.get('test_pipeline') or cfg.test_dataloader.dataset.pipeline
+    cfg.test_pipeline = [transform for transform in pipeline if not loads_truth(transform)]
+    return cfg
 
 
 def predict(model: nn.Module, image: np.ndarray) -> BaseDataElement:

@@ -8,9 +8,10 @@ from matplotlib import colormaps
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
-from mmengine.structures import BaseDataElement
+from mmengine.structures import BaseDataElement, PixelData
 
-from ..visualization import draw_pictures, draw_segmentations
+from ..visualization import draw_depths, draw_pictures, draw_segmentations
+from .errors import ToolError
 from .inference import load_model, predict, read_images
 from .output import write_atomically
 
@@ -34,14 +35,21 @@ def draw_predictions(path: Path, models: Models, count: int, device: str) -> Non
         device: Where to predict.
 
     Raises:
-        ToolError: A checkpoint does not fit its config.
+        ToolError: A checkpoint does not fit its config, or the test has no truth to draw.
     """
     cfg = next(iter(models.values()))[0]
-    draw = _draw_detections if cfg.default_scope == 'mmdet' else _draw_segmentations
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
         count = min(count, len(dataset))
         samples = [dataset[i * len(dataset) // count]['data_samples'] for i in range(count)]
+        truth = next((truth for truth in DRAW if truth in samples[0]), None)
+        if truth is None:
+            expected, got = ', '.join(DRAW), ', '.join(samples[0].keys()) or 'none'
+            raise ToolError(
+                f'test_dataloader: expected images with one of {expected}, got {got}: its pipeline '
+                'has to load their truth'
+            )
+        draw = DRAW[truth]
         write_atomically(path, lambda part: draw(part, models, dataset, samples, device))
 
 
@@ -65,6 +73,29 @@ def _draw_segmentations(
         colours = colormaps['tab20'](np.arange(len(classes)))
         palette = 255 * colours[:, :3]
     draw_segmentations(path, [image[..., ::-1] for image in images], columns, classes, palette)
+
+
+def _draw_depths(
+    path: Path,
+    models: Models,
+    dataset: BaseDataset,
+    samples: list[BaseDataElement],
+    device: str,
+) -> None:
+    # Not above: it needs mmseg, which detectors do without.
+    from ..depth.edges import depth_edges
+
+    def depth_of(data: PixelData) -> np.ndarray:
+        return data.data[0].float().cpu().numpy()
+
+    images = read_images([Path(sample.img_path) for sample in samples])
+    truths = [depth_of(sample.gt_depth_map) for sample in samples]
+    columns = {}
+    for title, (cfg, checkpoint) in models.items():
+        model = load_model(cfg, checkpoint, device)
+        columns[title] = [depth_of(predict(model, image).pred_depth_map) for image in images]
+    shown = [image[..., ::-1] for image in images]
+    draw_depths(path, shown, columns, truths, find_edges=depth_edges)
 
 
 def _draw_detections(
@@ -102,3 +133,11 @@ def _draw_detections(
             for image, rgb in zip(images, shown, strict=True)
         ]
     draw_pictures(path, columns)
+
+
+#: How samples are drawn, by the truth that they have; of several the first in this order counts.
+DRAW = {
+    'gt_instances': _draw_detections,
+    'gt_depth_map': _draw_depths,
+    'gt_sem_seg': _draw_segmentations,
+}

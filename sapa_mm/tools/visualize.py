@@ -3,10 +3,11 @@
   %(prog)s CONFIG CHECKPOINT image.jpg another.jpg --steps c4_c3 c2_c1
 
 For each image and upsampling step a picture, IMAGE_STEP.png: the image, the encoder feature that
-guides, the decoder feature, what it is upsampled to, the same by bilinear interpolation, a
-segmentor's prediction, and the kernels: the weight that every pixel gives to a position of its
-window, as a map. IMAGE_steps.png has all steps of an image on one sheet. CONFIG is a segmentor of
-mmseg or a detector of mmdet with upsamplers; a segmentor predicts whole images.
+guides, the decoder feature, what it is upsampled to, the same by bilinear interpolation, the
+prediction of a segmentor or a depth estimator, and the kernels: the weight that every pixel gives
+to a position of its window, as a map. IMAGE_steps.png has all steps of an image on one sheet.
+CONFIG is a segmentor or a depth estimator of mmseg or a detector of mmdet with upsamplers; the
+former two predict whole images.
 """
 
 import argparse
@@ -22,8 +23,10 @@ from torch import nn
 from ..visualization import (
     draw_upsampling,
     draw_upsampling_steps,
+    find_max_depth,
     input_image,
     outline_prediction,
+    prediction_title,
     record_upsampling,
     select_upsamplers,
 )
@@ -131,9 +134,12 @@ def draw(model: nn.Module, image: np.ndarray, options: argparse.Namespace) -> di
     except ValueError as error:
         raise ToolError(f'--{error}') from error
     seen = input_image(recording.inputs, model.get_submodule('data_preprocessor'))
-    drawn = (seen, outline_prediction(seen, sample), options.positions, options.features)
-    figures = {step.name: draw_upsampling(step, *drawn) for step in steps}
-    figures['steps'] = draw_upsampling_steps(steps, *drawn)
+    max_depth = find_max_depth(model)
+    shown = outline_prediction(seen, sample, max_depth)
+    drawn = (seen, shown, options.positions, options.features)
+    title = prediction_title(sample, max_depth)
+    figures = {step.name: draw_upsampling(step, *drawn, prediction_title=title) for step in steps}
+    figures['steps'] = draw_upsampling_steps(steps, *drawn, prediction_title=title)
     return figures
 
 

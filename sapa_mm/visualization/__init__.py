@@ -9,6 +9,15 @@ with require('matplotlib', __name__, 'matplotlib'):
 
 from ..upsamplers import find_upsamplers
 from .comparison import draw_pictures, draw_segmentations
+from .depth import (
+    compare_edges,
+    depth_range,
+    depth_to_rgb,
+    depths_to_rgb,
+    draw_depths,
+    relative_error,
+)
+from .prediction import find_max_depth, outline_prediction, prediction_title
 from .recording import (
     Recording,
     UpsamplingStep,
@@ -22,7 +31,6 @@ from .upsampling import (
     feature_to_rgb,
     figure_to_rgb,
     input_image,
-    outline_prediction,
 )
 from .upsampling_hook import UpsamplingVisualizationHook
 
@@ -30,6 +38,11 @@ __all__ = [
     'Recording',
     'UpsamplingStep',
     'UpsamplingVisualizationHook',
+    'compare_edges',
+    'depth_range',
+    'depth_to_rgb',
+    'depths_to_rgb',
+    'draw_depths',
     'draw_pictures',
     'draw_segmentations',
     'draw_superpixels',
@@ -37,10 +50,13 @@ __all__ = [
     'draw_upsampling_steps',
     'feature_to_rgb',
     'figure_to_rgb',
+    'find_max_depth',
     'find_upsamplers',
     'input_image',
     'mark_superpixels',
     'outline_prediction',
+    'prediction_title',
     'record_upsampling',
+    'relative_error',
     'select_upsamplers',
 ]

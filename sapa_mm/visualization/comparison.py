@@ -1,44 +1,69 @@
 """Segmentations side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Patch
+
+Columns = Mapping[str, Sequence[np.ndarray | str]]
 
 IGNORED = 255
 PANEL_INCHES = 2.4
+TITLE_INCHES = 0.3
+DPI = 150
 
 
-def draw_pictures(path: str | Path, columns: dict[str, Sequence[np.ndarray]]) -> None:
+def draw_pictures(path: str | Path, columns: Columns) -> None:
     """Write a picture of pictures: a row an image, a titled column each kind.
 
     Args:
         path: File to write; the suffix gives the format.
-        columns: Title of a column to its pictures, (H, W, 3) uint8, RGB, as many in every column.
+        columns: Title of a column to its pictures, (H, W, 3) uint8, RGB, as many in every column. A
+            str is a text in a picture's place.
 
     Raises:
         ValueError: Columns of different lengths, or none.
     """
-    _grid(columns).savefig(path, dpi=150)
+    figure = Figure(figsize=grid_inches(columns), dpi=DPI, layout='constrained')
+    fill_grid(figure, columns)
+    figure.savefig(path)
 
 
-def _grid(columns: dict[str, Sequence[np.ndarray]], more_inches: float = 0.0) -> Figure:
-    """Draw a figure of pictures, with so much room below them."""
-    counts = {title: len(pictures) for title, pictures in columns.items()}
-    if len(set(counts.values())) != 1 or 0 in counts.values():
-        raise ValueError(f'columns: expected as many pictures in each, got {counts}')
-    (rows,) = set(counts.values())
-    height = PANEL_INCHES * rows + 0.3 + more_inches
-    figure = Figure(figsize=(PANEL_INCHES * len(columns), height), layout='constrained')
-    axes = figure.subplots(rows, len(columns), squeeze=False)
+def grid_inches(columns: Columns) -> tuple[float, float]:
+    """Return the width and height that `fill_grid` takes.
+
+    Raises:
+        ValueError: Columns of different lengths, or none.
+    """
+    return PANEL_INCHES * len(columns), sum(_row_inches(columns)) + TITLE_INCHES
+
+
+def fill_grid(figure: FigureBase, columns: Columns) -> None:
+    """Draw pictures in rows and titled columns, see `draw_pictures`."""
+    heights = _row_inches(columns)
+    axes = figure.subplots(len(heights), len(columns), squeeze=False, height_ratios=heights)
     for column, (title, pictures) in enumerate(columns.items()):
         axes[0, column].set_title(title, fontsize=10)
         for row, picture in enumerate(pictures):
-            axes[row, column].imshow(picture, interpolation='nearest')
-            axes[row, column].set_axis_off()
-    return figure
+            axis = axes[row, column]
+            axis.set_axis_off()
+            if isinstance(picture, str):
+                axis.text(0.5, 0.5, picture, ha='center', va='center', fontsize=10)
+            else:
+                axis.imshow(picture, interpolation='nearest')
+
+
+def _row_inches(columns: Columns) -> list[float]:
+    """Return how high the rows are: as their highest pictures, which are all of one width."""
+    counts = {title: len(pictures) for title, pictures in columns.items()}
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        raise ValueError(f'columns: expected as many pictures in each, got {counts}')
+    return [
+        max(PANEL_INCHES * p.shape[0] / p.shape[1] for p in row if not isinstance(p, str))
+        for row in zip(*columns.values(), strict=True)
+    ]
 
 
 def draw_segmentations(
@@ -77,11 +102,13 @@ def draw_segmentations(
     )
 
     legend_inches = 0.3 * (1 + len(present) // 6)
-    figure = _grid(columns, legend_inches)
+    width, height = grid_inches(columns)
+    figure = Figure(figsize=(width, height + legend_inches), dpi=DPI, layout='constrained')
+    fill_grid(figure, columns)
     handles = [
         Patch(facecolor=colours[i] / 255, edgecolor='0.5', label=classes[i])
         for i in present
         if i < len(classes)
     ]
     figure.legend(handles=handles, loc='outside lower center', ncols=6, fontsize=9, frameon=False)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path)

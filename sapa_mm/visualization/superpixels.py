@@ -5,13 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ..frameworks import require
 from ..ops.checks import check_positive_int
+from .comparison import DPI, PANEL_INCHES, draw_pictures
 
-PANEL_INCHES = 2.4
-DPI = 150
 COLOUR = (1.0, 1.0, 0.0)
 
 
@@ -76,18 +74,5 @@ def draw_superpixels(
         for image, levels, scale in zip(images, superpixels, scales, strict=True)
     ]
 
-    # The rows are as high as the images are for their width.
-    heights = [PANEL_INCHES * image.shape[0] / image.shape[1] for image in images]
-    columns = 1 + len(strides)
-    figure = Figure(
-        figsize=(PANEL_INCHES * columns, sum(heights) + 0.3), dpi=DPI, layout='constrained'
-    )
-    axes = figure.subplots(len(images), columns, squeeze=False, height_ratios=heights)
-    for row, pictures in zip(axes, rows, strict=True):
-        for axis, picture in zip(row, pictures, strict=True):
-            axis.imshow(picture, interpolation='nearest')
-            axis.set_axis_off()
     titles = ['image', *(f'clusters of stride {stride}' for stride in strides)]
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=10)
-    figure.savefig(path)
+    draw_pictures(path, dict(zip(titles, zip(*rows, strict=True), strict=True)))

@@ -10,13 +10,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
-from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.checks import check_choice
 from .recording import UpsamplingStep
-from .superpixels import mark_superpixels
 
 FEATURES = ('pca', 'first3')
 # These percentiles of a feature get the darkest and the brightest colour; weights use the last.
@@ -34,6 +32,7 @@ LEFT_RATIO = 1.5
 LABEL_INCHES = 0.85
 KERNEL_COLOURS = 'viridis'
 TIMES, MINUS = '\u00d7', '\u2212'
+PREDICTION_TITLE = 'boundary of the\nprediction'
 COMPONENTS = {'pca': 'principal components', 'first3': 'channels'}
 EXPLANATION = (
     'Features: the first three {} as red, green and blue, in one range of colours for the decoder '
@@ -132,32 +131,6 @@ def input_image(inputs: Tensor, preprocessor: nn.Module, index: int = 0) -> np.n
     return image.round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
 
 
-def outline_prediction(image: np.ndarray, sample: BaseDataElement) -> np.ndarray | None:
-    """Draw the boundaries of a predicted segmentation over the image.
-
-    Args:
-        image: What the network saw, (H, W, 3), uint8, RGB.
-        sample: Data sample with a segmentor's prediction. Without one there is nothing to draw.
-
-    Returns:
-        The image, enlarged so that lines are finer than its pixels, uint8, RGB; or None.
-
-    Raises:
-        ImportError: scikit-image is not installed.
-    """
-    if 'pred_sem_seg' not in sample:
-        return None
-    height, width = sample.metainfo.get('img_shape', image.shape)[:2]
-    # Nearest interpolation takes no integers, and float64 holds them exactly.
-    classes = sample.pred_sem_seg.data[None].double()
-    classes = F.interpolate(classes, (height, width), mode='nearest-exact')[0, 0].long()
-    # What the network saw may be padded below and on the right, where nothing is predicted.
-    padding = [(0, image.shape[0] - height), (0, image.shape[1] - width)]
-    classes = np.pad(classes.cpu().numpy(), padding, mode='edge')
-    scale = math.ceil(PANEL_INCHES * DPI / image.shape[1])
-    return mark_superpixels(image, classes, scale)
-
-
 def draw_upsampling(
     step: UpsamplingStep,
     image: np.ndarray,
@@ -165,6 +138,7 @@ def draw_upsampling(
     positions: Sequence[Sequence[int]] | None = None,
     features: str = 'pca',
     index: int = 0,
+    prediction_title: str = PREDICTION_TITLE,
 ) -> Figure:
     """Draw one step: what went in, what came out, and the kernels.
 
@@ -176,6 +150,7 @@ def draw_upsampling(
             a pixel and its four neighbours.
         features: How they are shown, as in `feature_to_rgb`.
         index: Number of the image in the batch.
+        prediction_title: What it found. Default: the boundary of a segmentation.
 
     Returns:
         The figure, for ``savefig`` or `figure_to_rgb`.
@@ -189,7 +164,7 @@ def draw_upsampling(
     panels = [(f'input image\n{_size(image)}', image)]
     panels += [(f'{title}\n{size}', picture) for title, size, picture in pictures]
     if prediction is not None:
-        panels.append(('boundary of the\nprediction', prediction))
+        panels.append((prediction_title, prediction))
 
     ratio = image.shape[0] / image.shape[1]
     height = PANEL_INCHES * ratio
@@ -230,6 +205,7 @@ def draw_upsampling_steps(
     positions: Sequence[Sequence[int]] | None = None,
     features: str = 'pca',
     index: int = 0,
+    prediction_title: str = PREDICTION_TITLE,
 ) -> Figure:
     """Draw several steps on one sheet, a row each.
 
@@ -240,6 +216,7 @@ def draw_upsampling_steps(
         positions: Likewise; the first five are shown. All kernels have one scale of colours.
         features: Likewise.
         index: Likewise.
+        prediction_title: Likewise.
 
     Returns:
         The figure.
@@ -268,7 +245,7 @@ def draw_upsampling_steps(
         width_ratios=[left_width, *[width] * columns, *[0.1] * bool(shown)],
     )
     left = figure.add_subfigure(grid[:, 0])
-    _draw_left(left, image, prediction, left_height / full_height)
+    _draw_left(left, image, prediction, prediction_title, left_height / full_height)
     scale = _scale([weights for row in maps for weights in row.values()])
     for row, step in enumerate(steps):
         for column, (title, _, picture) in enumerate(_feature_pictures(step, features, index)):
@@ -381,12 +358,12 @@ def _draw_window(axis: Axes, size: int, positions: list[tuple[int, int]]) -> Non
 
 
 def _draw_left(
-    figure: SubFigure, image: np.ndarray, prediction: np.ndarray | None, share: float
+    figure: SubFigure, image: np.ndarray, prediction: np.ndarray | None, title: str, share: float
 ) -> None:
     """Draw the image, and below it the prediction, each in a ``share`` of the height."""
     panels = [(f'input image, {_size(image)}', image)]
     if prediction is not None:
-        panels.append(('boundary of the prediction', prediction))
+        panels.append((title, prediction))
     rest = max(1 - share * len(panels), 0.01)
     grid = figure.add_gridspec(1 + len(panels), 1, height_ratios=[*[share] * len(panels), rest])
     for i, (title, picture) in enumerate(panels):

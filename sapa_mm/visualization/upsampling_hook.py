@@ -12,16 +12,17 @@ from torch import nn
 
 from ..ops.checks import check_choice
 from .hook import PictureHook
+from .prediction import find_max_depth, outline_prediction, prediction_title
 from .recording import record_upsampling, select_upsamplers
-from .upsampling import FEATURES, draw_upsampling, figure_to_rgb, input_image, outline_prediction
+from .upsampling import FEATURES, draw_upsampling, figure_to_rgb, input_image
 
 
 @HOOKS.register_module()
 class UpsamplingVisualizationHook(PictureHook):
     """Give the visualizer a picture of every upsampling step, as `draw_upsampling` makes them.
 
-    It works with segmentors and detectors. Where the pictures end up the visualizer's backends
-    say: files, TensorBoard and so on::
+    It works with segmentors, depth estimators and detectors. Where the pictures end up the
+    visualizer's backends say: files, TensorBoard and so on::
 
         custom_hooks = [dict(type='UpsamplingVisualizationHook', interval=50)]
 
@@ -76,8 +77,11 @@ class UpsamplingVisualizationHook(PictureHook):
             # It gets a copy, as predictions are written into the batch's data samples.
             model.test_step(copy.deepcopy(data_batch))
         image = input_image(recording.inputs, model.data_preprocessor)
-        prediction = outline_prediction(image, outputs[0])
+        prediction = outline_prediction(image, outputs[0], find_max_depth(model))
+        title = prediction_title(outputs[0], find_max_depth(model))
         stem = Path(outputs[0].metainfo.get('img_path') or f'batch_{batch_idx}').stem
         for step in recording.steps.values():
-            figure = draw_upsampling(step, image, prediction, features=self.features)
+            figure = draw_upsampling(
+                step, image, prediction, features=self.features, prediction_title=title
+            )
             yield f'upsampling_{step.name}_{stem}', figure_to_rgb(figure)

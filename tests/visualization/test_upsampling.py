@@ -9,12 +9,14 @@ from mmengine.structures import BaseDataElement, PixelData
 
 from sapa_mm.visualization import (
     UpsamplingStep,
+    depth_to_rgb,
     draw_upsampling,
     draw_upsampling_steps,
     feature_to_rgb,
     figure_to_rgb,
     input_image,
     outline_prediction,
+    prediction_title,
 )
 from sapa_mm.visualization.upsampling import DPI, PANEL_INCHES
 
@@ -131,6 +133,24 @@ def test_the_boundary_of_a_prediction():
     assert 0 < len(columns) <= 2 and set(columns) <= {6 * scale - 1, 6 * scale}
     assert marked[:, columns].all(0).any()
     assert outline_prediction(image, BaseDataElement()) is None
+
+
+def test_the_depth_of_a_prediction():
+    image = np.full((8, 16, 3), 90, np.uint8)
+    depth = torch.full((1, 12, 24), 2.0)  # of an image twice as large
+    depth[..., 12:] = 5.0
+    depth[:, :2, :2] = torch.nan
+    sample = BaseDataElement(
+        metainfo=dict(img_shape=(6, 12)), pred_depth_map=PixelData(data=depth.bfloat16())
+    )
+    expected = np.zeros((8, 16), np.float32)  # what is padded is not known
+    expected[:6, :6], expected[:6, 6:12], expected[0, 0] = 2, 5, 0
+    assert np.array_equal(outline_prediction(image, sample, 8.0), depth_to_rgb(expected, (0, 8)))
+    assert prediction_title(sample, 8.0) == 'predicted depth,\nlight 0 to dark 8 m'
+    # Without a largest depth the scale is that of the prediction.
+    assert np.array_equal(outline_prediction(image, sample), depth_to_rgb(expected, (2, 5)))
+    assert prediction_title(sample) == 'predicted depth,\nlight 2 to dark 5 m'
+    assert prediction_title(BaseDataElement()) == 'boundary of the\nprediction'
 
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)

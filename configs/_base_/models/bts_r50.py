@@ -1,5 +1,5 @@
-# BTS of the SAPA paper's Table 4: ResNet-50, whose first convolution and norms of the main path keep
-# their ImageNet weights, and a decoder of bts_size 512.
+# BTS of the SAPA paper's Table 4: ResNet-50, whose first convolution and the affine terms of the
+# main path's norms stay as they are, and a decoder of bts_size 512.
 custom_imports = dict(imports=['sapa_mm'], allow_failed_imports=False)
 model = dict(
     type='DepthEstimator',
