@@ -3,7 +3,7 @@
 _base_ = [
     'models/bts_r50.py',
     'datasets/toy_depth_160x160.py',
-    'mmseg::_base_/default_runtime.py',
+    'depth_runtime.py',
 ]
 
 iterations = 600

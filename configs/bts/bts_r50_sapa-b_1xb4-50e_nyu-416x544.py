@@ -1,7 +1,6 @@
 _base_ = [
     '../_base_/models/bts_r50.py',
     '../_base_/datasets/nyu_bts_416x544.py',
-    'mmseg::_base_/default_runtime.py',
     '../_base_/schedules/bts_50e.py',
     '../_base_/upsamplers/sapa_b.py',
 ]

@@ -1,6 +1,5 @@
 """Every config of BTS is what its name and its page say, builds, trains a step and predicts."""
 
-import copy
 import re
 from pathlib import Path
 
@@ -102,16 +101,17 @@ def test_the_learning_rate_falls_with_every_iteration():
     scheduler = PARAM_SCHEDULERS.build(dict(schedule, optimizer=optimizer, epoch_length=length))
     for _ in range(1234):
         scheduler.step()
-    expected = (1e-4 - 1e-5) * (1 - 1234 / (50 * length)) ** 0.9 + 1e-5
-    assert optimizer.get_lr()['lr'] == pytest.approx([expected])
+    # mmengine ends with eta_min at the last iteration, not behind it.
+    expected = (1e-4 - 1e-5) * (1 - 1234 / (50 * length - 1)) ** 0.9 + 1e-5
+    assert optimizer.get_lr()['lr'] == pytest.approx(2 * [expected])
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=upsampler_of)
 def test_nothing_but_the_upsampling_differs_from_nearest(path):
     def rest(cfg: Config) -> dict:
-        cfg = copy.deepcopy(cfg)
-        del cfg.model.decode_head['upsample_cfg'], cfg['upsampler']
-        return cfg.to_dict()
+        model = cfg.to_dict()
+        del model['model']['decode_head']['upsample_cfg'], model['upsampler']
+        return model
 
     assert rest(load(path)) == rest(load(FAMILY / 'bts_r50_nearest_1xb4-50e_nyu-416x544.py'))
 
@@ -136,7 +136,7 @@ def test_toy_config(path):
 def test_sapa_i_says_why_it_cannot_be():
     cfg = offline(load(CONFIGS[0]))
     cfg.model.decode_head.upsample_cfg = dict(type='SAPA', similarity='inner')
-    with pytest.raises(ValueError, match=r'upsample_cfg: .*2048.*1024.*bilinear'):
+    with pytest.raises(ValueError, match=r'upsample_cfg: .*bilinear.*up5 2048 with 1024.*inner'):
         build(cfg)
 
 

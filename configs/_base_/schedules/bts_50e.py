@@ -1,5 +1,7 @@
 # That of BTS: AdamW whose learning rate falls with every iteration by a power of 0.9, and weight
 # decay for the encoder alone.
+_base_ = '../depth_runtime.py'
+
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-4, eps=1e-3, weight_decay=0.01),
