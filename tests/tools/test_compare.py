@@ -260,6 +260,38 @@ def test_the_report_has_means_spreads_and_defeats(tmp_path):
     assert '<td style="text-align:right">51.00</td>' in page and '<h1>Title</h1>' in page
 
 
+def test_errors_are_the_better_the_smaller(tmp_path):
+    def depth(name: str, errors: dict[int, float]) -> report.Variant:
+        results = {
+            seed: dict(
+                metrics=dict(abs_rel=error, d1=1 - error, dbe_acc=10 * error),
+                memory=2**20,
+                seconds=0.5,
+            )
+            for seed, error in errors.items()
+        }
+        return report.Variant(
+            name, results, dict(parameters=1, flops=1e9, ms=2.0, time_over_first=1.0)
+        )
+
+    variants = [depth('nearest', {0: 0.1, 1: 0.2}), depth('sapa-b', {0: 0.12, 1: 0.16})]
+    report.write_report(tmp_path, 'Title', [], variants, False)
+    text = (tmp_path / 'report.md').read_text()
+    assert '| upsampler | seeds | abs rel ↓ | edge accuracy (px) ↓ | δ1 | parameters' in text
+    spread = statistics.stdev([0.12, 0.16])
+    assert f'| sapa-b | 2 | 0.1400 ± {spread:.4f} | 1.400 ± {10 * spread:.3f} | 0.8600 ±' in text
+    assert 'By mean abs rel: sapa-b < nearest.' in text
+    assert 'By mean edge accuracy: sapa-b < nearest.' in text
+    assert 'By mean δ1: sapa-b > nearest.' in text
+    assert 'loses' not in text
+    variants = [depth('nearest', {0: 0.1, 1: 0.2}), depth('sapa-b', {0: 0.12, 1: 0.26})]
+    report.write_report(tmp_path, 'Title', [], variants, False)
+    text = (tmp_path / 'report.md').read_text()
+    assert '- sapa-b loses to nearest by 0.0400 (2 of 2 seeds).' in text
+    assert '- sapa-b loses to nearest by 0.400 (2 of 2 seeds).' in text
+    assert '| sapa-b | 0.1200 | 0.2600 |' in text
+
+
 def test_a_report_of_nothing(tmp_path):
     report.write_report(tmp_path, 'Title', [], [variant('sapa-b', {})], False)
     assert '| sapa-b | 0 | 1,234,567 |' in (tmp_path / 'report.md').read_text()

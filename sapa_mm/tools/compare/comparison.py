@@ -47,8 +47,11 @@ def variant_text(name: str, base: Config, upsampler: str, cfg_options: dict[str,
         raise ToolError(f'CONFIG: expected a test_evaluator in {name}, got none')
     if cfg.default_scope == 'mmseg':
         evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
-        if not any(e['type'] == 'BoundaryIoU' for e in evaluators):
-            evaluators = [*evaluators, dict(type='BoundaryIoU')]
+        # What shows how sharp boundaries are, of classes or of depth.
+        depth = cfg.model.type == 'DepthEstimator'
+        boundaries = 'DepthBoundaryError' if depth else 'BoundaryIoU'
+        if not any(e['type'] == boundaries for e in evaluators):
+            evaluators = [*evaluators, dict(type=boundaries)]
         overrides['test_evaluator'] = evaluators
     try:
         cfg.merge_from_dict(overrides)

@@ -11,16 +11,48 @@ from matplotlib.figure import Figure
 
 from ..output import markdown_table, write_atomically, write_text
 
+
+class Metric(NamedTuple):
+    """A metric, as the report shows it.
+
+    Attributes:
+        label: What the report calls it.
+        factor: What a test's figure is multiplied by: COCO gives shares, which become percent.
+        unit: Of the figures.
+        decimals: How many are shown.
+        less_is_better: Whether it is an error.
+    """
+
+    label: str
+    factor: float = 1
+    unit: str = '%'
+    decimals: int = 2
+    less_is_better: bool = False
+
+
+def _error(label: str, unit: str = '', decimals: int = 3) -> Metric:
+    return Metric(label, 1, unit, decimals, less_is_better=True)
+
+
 # The table shows these metrics, in this order, where the test gives them.
 METRICS = {
-    'mIoU': 'mIoU',
-    'mBIoU': 'boundary IoU',
-    'aAcc': 'pixel accuracy',
-    'coco/bbox_mAP': 'box AP',
-    'coco/segm_mAP': 'mask AP',
+    'mIoU': Metric('mIoU'),
+    'mBIoU': Metric('boundary IoU'),
+    'aAcc': Metric('pixel accuracy'),
+    'coco/bbox_mAP': Metric('box AP', 100),
+    'coco/segm_mAP': Metric('mask AP', 100),
+    'abs_rel': _error('abs rel', decimals=4),
+    'dbe_comp': _error('edge completeness', 'px'),
+    'dbe_acc': _error('edge accuracy', 'px'),
+    'rmse': _error('RMSE', 'm'),
+    'd1': Metric('δ1', 1, '', 4),
+    'd2': Metric('δ2', 1, '', 4),
+    'd3': Metric('δ3', 1, '', 4),
+    'sq_rel': _error('sq rel', decimals=4),
+    'rmse_log': _error('RMSE log', decimals=4),
+    'log10': _error('log10', decimals=4),
+    'silog': _error('SILog', decimals=2),
 }
-# COCO gives shares, which become percent by these factors.
-PERCENT = {'coco/bbox_mAP': 100, 'coco/segm_mAP': 100}
 STYLE = """\
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse } td, th { border: 1px solid #bbb; padding: .3em .7em }
@@ -43,15 +75,21 @@ class Variant(NamedTuple):
 
 
 def values(variant: Variant, metric: str) -> list[float]:
-    """Return a metric of all seeds, in percent."""
-    factor = PERCENT.get(metric, 1)
-    return [factor * result['metrics'][metric] for result in variant.results.values()]
+    """Return a metric of all seeds, in its unit."""
+    return [value(result, metric) for result in variant.results.values()]
 
 
-def mean_and_spread(numbers: Sequence[float]) -> str:
+def value(result: Mapping[str, Any], metric: str) -> float:
+    """Return a metric of a run, in its unit."""
+    return METRICS[metric].factor * result['metrics'][metric]
+
+
+def mean_and_spread(numbers: Sequence[float], decimals: int) -> str:
     """Format 'mean ± sample standard deviation', the latter where there are at least two."""
-    mean = f'{statistics.mean(numbers):.2f}'
-    return f'{mean} ± {statistics.stdev(numbers):.2f}' if len(numbers) > 1 else mean
+    mean = f'{statistics.mean(numbers):.{decimals}f}'
+    if len(numbers) == 1:
+        return mean
+    return f'{mean} ± {statistics.stdev(numbers):.{decimals}f}'
 
 
 def shown_metrics(variants: Sequence[Variant]) -> list[str]:
@@ -60,15 +98,25 @@ def shown_metrics(variants: Sequence[Variant]) -> list[str]:
     return [name for name in METRICS if found and all(name in metrics for metrics in found)]
 
 
+def heading(metric: str) -> str:
+    """Return what a metric is called, and of an error which way is better."""
+    label, unit = METRICS[metric].label, METRICS[metric].unit
+    text = f'{label} ({unit})' if unit not in ('', '%') else label
+    return f'{text} ↓' if METRICS[metric].less_is_better else text
+
+
 def main_table(variants: Sequence[Variant]) -> str:
     """Write the table of means and costs."""
     metrics = shown_metrics(variants)
-    heads = ['upsampler', 'seeds', *(METRICS[name] for name in metrics)]
+    heads = ['upsampler', 'seeds', *(heading(name) for name in metrics)]
     heads += ['parameters', 'GFLOPs', 'latency', 'training memory', 'iteration']
     rows = []
     for v in variants:
         cells = [v.name, str(len(v.results))]
-        cells += [mean_and_spread(values(v, name)) if v.results else '-' for name in metrics]
+        cells += [
+            mean_and_spread(values(v, name), METRICS[name].decimals) if v.results else '-'
+            for name in metrics
+        ]
         cost = v.cost
         cells += [f'{cost["parameters"]:,}', f'{cost["flops"] / 1e9:.2f}']
         cells.append(f'{cost["ms"]:.1f} ms ({cost["time_over_first"]:.2f}x)')
@@ -83,40 +131,38 @@ def main_table(variants: Sequence[Variant]) -> str:
 def seeds_table(variants: Sequence[Variant], metric: str) -> str:
     """Write the table of one metric, a column a seed."""
     seeds = sorted({seed for v in variants for seed in v.results})
-    factor = PERCENT.get(metric, 1)
+    decimals = METRICS[metric].decimals
     rows = [
         [
             v.name,
             *(
-                f'{factor * v.results[seed]["metrics"][metric]:.2f}' if seed in v.results else '-'
+                f'{value(v.results[seed], metric):.{decimals}f}' if seed in v.results else '-'
                 for seed in seeds
             ),
         ]
         for v in variants
     ]
-    return markdown_table([METRICS[metric], *(f'seed {seed}' for seed in seeds)], rows, texts=1)
+    return markdown_table([heading(metric), *(f'seed {seed}' for seed in seeds)], rows, texts=1)
 
 
 def comparisons(variants: Sequence[Variant], metric: str) -> list[str]:
     """Say in sentences what is best, and against which others SAPA loses, seed by seed."""
     done = [v for v in variants if v.results]
-    ranked = sorted(done, key=lambda v: -statistics.mean(values(v, metric)))
-    lines = [
-        f'By mean {METRICS[metric]}: ' + ' > '.join(v.name for v in ranked) + '.',
-        '',
-    ]
-    factor = PERCENT.get(metric, 1)
+    label, *_, decimals, less_is_better = METRICS[metric]
+    sign, relation = (-1, ' < ') if less_is_better else (1, ' > ')
+    ranked = sorted(done, key=lambda v: -sign * statistics.mean(values(v, metric)))
+    lines = [f'By mean {label}: {relation.join(v.name for v in ranked)}.', '']
     for sapa in (v for v in done if v.name.startswith('sapa')):
         for other in (v for v in done if not v.name.startswith('sapa')):
             seeds = sapa.results.keys() & other.results.keys()
             gains = [
-                factor * (sapa.results[s]['metrics'][metric] - other.results[s]['metrics'][metric])
+                sign * (value(sapa.results[s], metric) - value(other.results[s], metric))
                 for s in sorted(seeds)
             ]
-            if gains and statistics.mean(gains) < 0:
+            if gains and (mean := statistics.mean(gains)) < 0:
                 lost = sum(gain < 0 for gain in gains)
                 lines.append(
-                    f'- {sapa.name} loses to {other.name} by {-statistics.mean(gains):.2f} '
+                    f'- {sapa.name} loses to {other.name} by {-mean:.{decimals}f} '
                     f'({lost} of {len(gains)} seeds).'
                 )
     return lines
@@ -154,7 +200,9 @@ def plot(path: Path, variants: Sequence[Variant], metric: str) -> None:
             )
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel(f'{METRICS[metric]} (%), mean and standard deviation')
+    label, unit = METRICS[metric].label, METRICS[metric].unit
+    name = f'{label} ({unit})' if unit else label
+    axes[0].set_ylabel(f'{name}, mean and standard deviation')
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside lower center', ncols=5, frameon=False)
     write_atomically(path, lambda part: figure.savefig(part, dpi=150))
@@ -186,8 +234,8 @@ def write_report(
         path = folder / 'accuracy_over_cost.png'
         plot(path, done, metrics[0])
         files.append(path)
-        lines += [f'![{METRICS[metrics[0]]} over the cost of an image]({path.name})', '']
-        for metric in metrics[:2]:
+        lines += [f'![{METRICS[metrics[0]].label} over the cost of an image]({path.name})', '']
+        for metric in metrics[:3]:
             lines += [*comparisons(variants, metric), '']
         lines += ['## Every seed', '']
         for metric in metrics:
