@@ -57,7 +57,8 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
 def test_counts_models_prints_tables_and_writes_files(tmp_path):
     files = tmp_path / 'found.json', tmp_path / 'found.md'
     config = GUIDED.relative_to(ROOT)
-    options = '--table', 'coco', '--table', 'ops', '--json', files[0], '--markdown', files[1]
+    tables = [part for name in ('coco', 'depth', 'ops') for part in ('--table', name)]
+    options = *tables, '--json', files[0], '--markdown', files[1]
     result = run(config, *options)
     assert result.returncode == 0, result.stderr
     assert result.stderr == f'[1/1] {config} runs on the CPU\n'
@@ -79,7 +80,7 @@ def test_counts_models_prints_tables_and_writes_files(tmp_path):
         'flops': 25 * (2 * 64 * 32 + 64 + 32) + 100 * (64 * 32 + 32 + 25 * (32 + 64)),
         'exact': True,
     }
-    assert [table['table'] for table in record['tables']] == ['coco', *4 * ['ops']]
+    assert [table['table'] for table in record['tables']] == ['coco', 'depth', *3 * ['ops']]
     row = record['tables'][0]['rows'][0]
     assert (row['model'], row['upsampler']) == ('Faster R-CNN R50', 'CARAFE')
     (found,) = row['cells']
@@ -99,11 +100,11 @@ def test_counts_models_prints_tables_and_writes_files(tmp_path):
     assert '| decode_head c4_c1 | SAPA (gated) | 20 x 20 | 40 x 40 | 6,561 | 0.008845 |' in text
     assert re.search(r'^Not counted, with how often they ran: .*gelu \(5\)', text, re.M)
     assert '| Faster R-CNN R50 | CARAFE | 0.2224 | 0.22 | +0.0024 | |' in text
-    assert '| IndexNet | 44.1935 | 44.20 | -0.0065 | (1) |' in text
+    assert '| IndexNet | 44.1935 | 44.20 | -0.0065 | (2) |' in text
     assert '| IndexNet M2O | 4,457,472 | 4,457,472 | +0 | |' in text
     assert '| dynamic-cs | 19,608 | 20K | -0.39K | |' in text
     assert '| SAPA-G, default | 0.0779 | - | - | (1) |' in text
-    assert "4 of 6 figures are the paper's, at its precision.\n\n(1) The network itself" in text
+    assert "5 of 7 figures are the paper's, at its precision.\n\n(1) 47,481,968, and the" in text
 
 
 def test_a_difference_without_a_note_fails(monkeypatch, tmp_path, capsys):
@@ -122,7 +123,7 @@ def test_a_difference_without_a_note_fails(monkeypatch, tmp_path, capsys):
 def test_help():
     result = run('--help')
     assert result.returncode == 0
-    assert '--table {ade20k,coco,ops}' in result.stdout
+    assert '--table {ade20k,coco,depth,ops}' in result.stdout
     assert 'tools/' not in result.stderr and 'complexity.py --table ade20k' in result.stdout
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # these need mmengine, without which --help works
     from .tables import Table
 
 # Every table needs these frameworks.
-TABLES = {'ade20k': ('mmseg', 'mmdet'), 'coco': ('mmdet',), 'ops': ()}
+TABLES = {'ade20k': ('mmseg', 'mmdet'), 'coco': ('mmdet',), 'depth': ('mmseg',), 'ops': ()}
 
 EPILOG = """\
 CONFIG is a path or the name of a config that a framework installs:
@@ -83,8 +83,8 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         action='append',
         choices=TABLES,
         default=[],
-        help="a paper's table: what upsampling adds to its models on ADE20K or COCO, or the "
-        'operators alone; may be given several times',
+        help="a paper's table: what upsampling adds to its models on ADE20K, on COCO or of depth, "
+        'or the operators alone; may be given several times',
     )
     add('--json', type=output_file, metavar='FILE', help='file to write all figures to')
     add('--markdown', type=output_file, metavar='FILE', help='file to write what is printed to')

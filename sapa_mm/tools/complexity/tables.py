@@ -39,6 +39,8 @@ OTHERS = {
     'DySample': 'dysample',
     'DySample+': 'dysample-plus',
 }
+# The last layer of torchvision's ResNet-50, 2048 to 1000 with biases.
+UNUSED_CLASSIFIER = 2048 * 1000 + 1000
 PUBLISHED_G = {'self_projection': 'key', 'bias': False, 'norm_affine': False}
 G_NOTE = (
     "The paper's Table 1 and its results on ADE20K and COCO count SAPA-G with one projection for "
@@ -141,19 +143,21 @@ class Host:
     Args:
         config: File in configs/_base_/models.
         path: Path of the host in the model.
-        size: (H, W) of the image, whose features have strides 4, 8, 16 and 32.
+        size: (H, W) of the image, whose features have strides of up to 32, each half the next.
         device: Where the host can run to give the sizes of its steps.
     """
 
     def __init__(self, config: str, path: str, size: Size, device: str = 'meta'):
         self.cfg = Config.fromfile(BASE / 'models' / config)
+        # A fragment of a config may leave that to its runtime.
+        self.scope = self.cfg.get('default_scope', 'mmseg')
         self.part, _, self.path = path.partition('.')
         host = self.build({'type': 'nearest'}, device).get_submodule(self.path)
         channels = self.cfg.model[self.part].in_channels
         features = [
             torch.zeros(1, c, *(-(-n // stride) for n in size), device=device)
-            for c, stride in zip(channels, (4, 8, 16, 32), strict=True)
-        ]
+            for c, stride in zip(reversed(channels), (32, 16, 8, 4, 2), strict=False)
+        ][::-1]
         with recording(host) as steps, torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # the frameworks warn about older versions
             host.eval()(features, *([[{}]] if takes(host, 'batch_img_metas') else []))
@@ -164,7 +168,7 @@ class Host:
         cfg = copy.deepcopy(self.cfg.model[self.part])
         node = cfg[self.path] if self.path else cfg
         node.upsample_cfg = upsample_cfg
-        scope = DefaultScope.overwrite_default_scope(self.cfg.default_scope)
+        scope = DefaultScope.overwrite_default_scope(self.scope)
         with scope, warnings.catch_warnings(), torch.device(device):
             warnings.simplefilter('ignore')  # the frameworks warn about losses
             return MODELS.build(cfg)
@@ -325,12 +329,24 @@ def a2u_variants() -> Table:
     return stage_table(title, [(c, c) for c in (64, 64, 128, 256)], entries, 'parameters')
 
 
-def depth() -> Table:
-    """Count parameters that upsamplers add to BTS: the SAPA paper's depth estimation."""
+def depth() -> list[Table]:
+    """Return BTS's parameters and what upsampling adds: the SAPA paper's depth estimation."""
+    # Planes are computed outside of autocast, which the meta device does not have.
+    host = Host('bts_r50.py', 'decode_head', (64, 64), 'cpu')
+    with DefaultScope.overwrite_default_scope('mmseg'), torch.device('meta'):
+        encoder = MODELS.build({**host.cfg.model.backbone, 'init_cfg': None})
+    network = count_parameters(encoder) + count_parameters(host.build({'type': 'nearest'}, 'meta'))
+    whole = Cell(
+        'M parameters',
+        network + UNUSED_CLASSIFIER,
+        '49.53',
+        f"{network:,}, and the {UNUSED_CLASSIFIER:,} of the classifier of torchvision's ResNet-50, "
+        'which the paper counts though nothing uses it.',
+    )
     cfgs = compared()
     index_net = (
-        'The network itself is printed as 49.53. If that is 49.5315 or more, 44.20 is the '
-        'difference of the two rounded totals.'
+        'With biases in its convolutions, which it has nowhere else in the paper, it is 44,197,264 '
+        'and so 44.20.'
     )
     a2u = (
         'With encoder_norm=True it is 0.08, and no other cell of A2U in the tables of the SAPA '
@@ -350,9 +366,12 @@ def depth() -> Table:
             'affine LayerNorms.',
         ),
     ]
-    stages = [(1024, 2048), (512, 512), (256, 128), (64, 128)]
-    title = 'Added to BTS-R50: SAPA paper, depth estimation on NYU depth'
-    return stage_table(title, stages, entries, 'M parameters')
+    rows: list[TableRow] = [(('nearest, the whole network',), [whole])]
+    for name, cfg, paper, note in entries:
+        added = host.added(cfg)['M parameters']
+        rows.append(((name,), [Cell('M parameters', added, paper, note)]))
+    title = 'BTS-R50, and added to it by upsampling: SAPA paper, depth estimation on NYU Depth v2'
+    return [Table(title, ('upsampler',), rows)]
 
 
 def matting() -> Table:
@@ -373,4 +392,4 @@ def matting() -> Table:
 
 def ops() -> list[Table]:
     """Return the tables that need no network."""
-    return [per_pixel(), a2u_variants(), depth(), matting()]
+    return [per_pixel(), a2u_variants(), matting()]
