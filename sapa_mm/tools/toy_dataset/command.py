@@ -1,8 +1,10 @@
-"""Make a small dataset for segmentation and detection in which boundaries matter.
+"""Make a small dataset for segmentation, detection and depth in which boundaries matter.
 
 Spoked wheels, torn kites, thin chairs and leafy plants, filled with photographs' textures, stand
 before cluttered backgrounds. The same scenes are written in the layout of ADE20K, for
-mmsegmentation, and in that of COCO, for mmdetection; no download is needed.
+mmsegmentation, and in that of COCO, for mmdetection. The layout 'depth' has such things in rooms
+with exact depth, as NYU Depth v2 lies for mmsegmentation, and a photograph of a motorcycle with its
+depth. No download is needed.
 """
 
 import argparse
@@ -11,6 +13,7 @@ import dataclasses
 import glob
 import io
 import json
+import math
 import os
 import secrets
 import shutil
@@ -29,6 +32,7 @@ from rich.table import Table
 
 from ...ops.checks import check_int, check_positive_int
 from ..output import write_json, write_text
+from .depth_scenes import DepthScene, motorcycle, render_depth_scene
 from .scenes import BACKGROUNDS, OBJECTS, Scene, render_scene
 from .shapes import mask_to_polygons
 
@@ -36,7 +40,8 @@ if sys.platform != 'win32':  # Windows has no such locks: leftovers of a killed 
     import fcntl
 
 MARKER = 'toy_dataset.json'
-LAYOUTS = ('ade', 'coco')
+LAYOUTS = ('ade', 'coco', 'depth')
+DEFAULT_LAYOUTS = ('ade', 'coco')
 SIZES = (64, 2048)
 COCO_NAMES = (
     'person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,'
@@ -95,7 +100,7 @@ class Options:
         num_val: Validation images, at least 1.
         size: Height and width of the images in pixels, 64 to 2048 each.
         seed: Seed, at least 0.
-        layouts: Some of 'ade' and 'coco'.
+        layouts: Some of 'ade', 'coco' and 'depth'.
 
     Raises:
         TypeError: If a number is not an integer.
@@ -106,7 +111,7 @@ class Options:
     num_val: int = 60
     size: tuple[int, int] = (160, 160)
     seed: int = 0
-    layouts: tuple[str, ...] = LAYOUTS
+    layouts: tuple[str, ...] = DEFAULT_LAYOUTS
 
     def __post_init__(self) -> None:
         if len(self.size) != 2:
@@ -123,17 +128,27 @@ class Options:
 
 @dataclasses.dataclass
 class Statistics:
-    """Counts the written scenes: images a split, pixels by ADE index, objects by name."""
+    """Counts the written scenes: images a split, pixels by ADE index, objects by name, depth.
+
+    Attributes:
+        depth: The smallest and the largest known depth, in metres.
+    """
 
     images: Counter = dataclasses.field(default_factory=Counter)
     pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
     instances: Counter = dataclasses.field(default_factory=Counter)
+    depth: tuple[float, float] = (math.inf, 0.0)
 
     def add(self, split: str, scene: Scene) -> None:
         """Count one scene of the split 'train' or 'val'."""
         self.images[split] += 1
         self.pixels += np.bincount(scene.labels.ravel(), minlength=256)
         self.instances.update((split, name) for name, _ in scene.instances)
+
+    def add_depth(self, scene: DepthScene) -> None:
+        """Count one room."""
+        known = scene.depth[scene.depth > 0]
+        self.depth = min(self.depth[0], known.min()), max(self.depth[1], known.max())
 
 
 def _coco_annotation(identity: int, image_id: int, name: str, mask: np.ndarray) -> dict[str, Any]:
@@ -149,6 +164,23 @@ def _coco_annotation(identity: int, image_id: int, name: str, mask: np.ndarray) 
         'bbox': [float(value) for value in (*corner, *extent)],
         'segmentation': mask_to_polygons(mask),
     }
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    """Encode an image; chroma subsampling would smear colours across the boundaries."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, 'JPEG', quality=95, subsampling=0)
+    return buffer.getvalue()
+
+
+def _write_depth(root: Path, folder: str, scenes: Iterable[tuple[str, DepthScene]]) -> None:
+    """Write images and depth in millimetres, by their names, as NYU's of this folder lie."""
+    images, annotations = (root / 'depth' / kind / folder for kind in ('images', 'annotations'))
+    images.mkdir(parents=True)
+    annotations.mkdir(parents=True)
+    for name, scene in scenes:
+        (images / f'{name}.jpg').write_bytes(_jpeg(scene.image))
+        Image.fromarray(scene.millimetres).save(annotations / f'{name}.png')
 
 
 def _write_split(root: Path, split: str, options: Options, scenes: Iterable[Scene]) -> None:
@@ -169,16 +201,14 @@ def _write_split(root: Path, split: str, options: Options, scenes: Iterable[Scen
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for k, scene in enumerate(scenes, 1):
-        buffer = io.BytesIO()
-        # Chroma subsampling would smear colours across the boundaries.
-        Image.fromarray(scene.image).save(buffer, 'JPEG', quality=95, subsampling=0)
+        jpeg = _jpeg(scene.image)
         if 'ade' in options.layouts:
             name = f'ADE_{split}_{k:08d}'
-            (ade_images / f'{name}.jpg').write_bytes(buffer.getvalue())
+            (ade_images / f'{name}.jpg').write_bytes(jpeg)
             Image.fromarray(scene.labels).save(ade_labels / f'{name}.png')
         if 'coco' in options.layouts:
             name = f'{k:012d}.jpg'
-            (coco_images / name).write_bytes(buffer.getvalue())
+            (coco_images / name).write_bytes(jpeg)
             images.append({'id': k, 'file_name': name, 'height': height, 'width': width})
             for label, mask in scene.instances:
                 annotations.append(_coco_annotation(len(annotations) + 1, k, label, mask))
@@ -311,23 +341,62 @@ def make_dataset(
     counts = Statistics()
     with _replacing(out, force) as build:
 
-        def render(split: str, number: int) -> Iterator[Scene]:
-            for k in track(range(number), f'{split} images', console=console):
+        def numbers(split: str, number: int, kind: str) -> Iterator[int]:
+            for k in track(range(number), f'{split} {kind}', console=console):
                 if check is not None:
                     check()
+                yield k
+
+        def render(split: str, number: int) -> Iterator[Scene]:
+            for k in numbers(split, number, 'images'):
                 rng = np.random.default_rng([options.seed, int(split == 'val'), k])
                 scene = render_scene(rng, options.size)
                 counts.add(split, scene)
                 yield scene
 
+        def render_depth(split: str, number: int) -> Iterator[tuple[str, DepthScene]]:
+            for k in numbers(split, number, 'rooms'):
+                # The fourth number keeps them apart from the scenes.
+                rng = np.random.default_rng([options.seed, int(split == 'val'), k, 1])
+                scene = render_depth_scene(rng, options.size)
+                counts.add_depth(scene)
+                yield f'scene_{k + 1:05d}', scene
+
         for split, number in (('train', options.num_train), ('val', options.num_val)):
-            _write_split(build, split, options, render(split, number))
+            if set(options.layouts) - {'depth'}:
+                _write_split(build, split, options, render(split, number))
+            if 'depth' in options.layouts:
+                folder = 'test' if split == 'val' else split
+                _write_depth(build, folder, render_depth(split, number))
+        if 'depth' in options.layouts:
+            _write_depth(build, 'motorcycle', [('motorcycle_1', motorcycle())])
         write_json(build / MARKER, dataclasses.asdict(options))
     return counts
 
 
 def print_summary(out: Path, options: Options, counts: Statistics, console: Console) -> None:
-    """Print the classes with their shares, and the folders to name in configs."""
+    """Print the classes with their shares, the depth, and the folders to name in configs."""
+    if counts.pixels.any():
+        _print_classes(options, counts, console)
+    if 'depth' in options.layouts:
+        low, high = counts.depth
+        line = (
+            f'{options.num_train} training and {options.num_val} test rooms, depth from {low:.2f} '
+            f'to {high:.2f} m'
+        )
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    for layout, framework in (
+        ('ade', 'mmsegmentation'),
+        ('coco', 'mmdetection'),
+        ('depth', 'mmsegmentation, depth'),
+    ):
+        if layout in options.layouts:
+            line = f"{framework}: data_root='{out / layout}/'"
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _print_classes(options: Options, counts: Statistics, console: Console) -> None:
+    """Print the classes with their shares."""
     shares = 100 * counts.pixels / counts.pixels.sum()
     height, width = options.size
     table = Table(
@@ -352,10 +421,6 @@ def print_summary(out: Path, options: Options, counts: Statistics, console: Cons
         )
     table.add_row('0 unlabelled', '', f'{shares[0]:.2f}', '', '')
     console.print(table)
-    for layout, framework in (('ade', 'mmsegmentation'), ('coco', 'mmdetection')):
-        if layout in options.layouts:
-            line = f"{framework}: data_root='{out / layout}/'"
-            console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def parse_args(
@@ -383,7 +448,13 @@ def parse_args(
         default=0,
         help='equal seeds and options give equal files; more images keep the earlier ones (0)',
     )
-    add('--layouts', nargs='+', choices=LAYOUTS, default=LAYOUTS, help='what to write (both)')
+    add(
+        '--layouts',
+        nargs='+',
+        choices=LAYOUTS,
+        default=DEFAULT_LAYOUTS,
+        help=f'what to write ({" ".join(DEFAULT_LAYOUTS)})',
+    )
     add('--force', action='store_true', help='replace a dataset that this tool made in --out')
     args = parser.parse_args(argv)
     size = tuple(args.size * 2 if len(args.size) == 1 else args.size)
