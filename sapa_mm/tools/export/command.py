@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             subject, size = read_segmentor(options.config, options.checkpoint, options.size)
     from .programs import ExportError, export
 
-    for name in ('torch.onnx', 'onnxscript', 'onnx_ir'):
+    for name in ('torch.onnx', 'torch.fx.experimental.symbolic_shapes', 'onnxscript', 'onnx_ir'):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         lines = export(

@@ -1,10 +1,10 @@
-"""Make a small dataset for segmentation, detection and depth in which boundaries matter.
+"""Make a small dataset for segmentation, detection or depth in which boundaries matter.
 
 Spoked wheels, torn kites, thin chairs and leafy plants, filled with photographs' textures, stand
 before cluttered backgrounds. The same scenes are written in the layout of ADE20K, for
-mmsegmentation, and in that of COCO, for mmdetection. The layout 'depth' has such things in rooms
-with exact depth, as NYU Depth v2 lies for mmsegmentation, and a photograph of a motorcycle with its
-depth. No download is needed.
+mmsegmentation, and in that of COCO, for mmdetection. The layout "depth" has rooms with such objects
+and their depth, as mmsegmentation has NYU Depth v2, and one real picture with measured depth,
+stereo_motorcycle of scikit-image. No download is needed.
 """
 
 import argparse
@@ -40,8 +40,10 @@ if sys.platform != 'win32':  # Windows has no such locks: leftovers of a killed 
     import fcntl
 
 MARKER = 'toy_dataset.json'
-LAYOUTS = ('ade', 'coco', 'depth')
-DEFAULT_LAYOUTS = ('ade', 'coco')
+SEGMENTATION_LAYOUTS = ('ade', 'coco')
+LAYOUTS = (*SEGMENTATION_LAYOUTS, 'depth')
+# The framework that reads a layout.
+FRAMEWORKS = {'ade': 'mmsegmentation', 'coco': 'mmdetection', 'depth': 'mmsegmentation, depth'}
 SIZES = (64, 2048)
 COCO_NAMES = (
     'person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,'
@@ -97,7 +99,7 @@ class Options:
 
     Args:
         num_train: Training images, at least 1.
-        num_val: Validation images, at least 1.
+        num_val: Validation images, which the layout 'depth' calls test, at least 1.
         size: Height and width of the images in pixels, 64 to 2048 each.
         seed: Seed, at least 0.
         layouts: Some of 'ade', 'coco' and 'depth'.
@@ -111,7 +113,7 @@ class Options:
     num_val: int = 60
     size: tuple[int, int] = (160, 160)
     seed: int = 0
-    layouts: tuple[str, ...] = DEFAULT_LAYOUTS
+    layouts: tuple[str, ...] = SEGMENTATION_LAYOUTS
 
     def __post_init__(self) -> None:
         if len(self.size) != 2:
@@ -128,16 +130,23 @@ class Options:
 
 @dataclasses.dataclass
 class Statistics:
-    """Counts the written scenes: images a split, pixels by ADE index, objects by name, depth.
+    """Counts what was written.
 
-    Attributes:
-        depth: The smallest and the largest known depth, in metres.
+    Args:
+        images: Scenes of 'ade' and 'coco' a split.
+        pixels: Their pixels by ADE index.
+        instances: Their objects by split and name.
+        rooms: Scenes of 'depth' a split.
+        depths: The least and the largest depth in the rooms, in metres.
+        unknown: Pixels of the rooms whose depth is unknown.
     """
 
     images: Counter = dataclasses.field(default_factory=Counter)
     pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
     instances: Counter = dataclasses.field(default_factory=Counter)
-    depth: tuple[float, float] = (math.inf, 0.0)
+    rooms: Counter = dataclasses.field(default_factory=Counter)
+    depths: tuple[float, float] = (math.inf, 0.0)
+    unknown: int = 0
 
     def add(self, split: str, scene: Scene) -> None:
         """Count one scene of the split 'train' or 'val'."""
@@ -145,10 +154,12 @@ class Statistics:
         self.pixels += np.bincount(scene.labels.ravel(), minlength=256)
         self.instances.update((split, name) for name, _ in scene.instances)
 
-    def add_depth(self, scene: DepthScene) -> None:
-        """Count one room."""
+    def add_room(self, split: str, scene: DepthScene) -> None:
+        """Count one scene with depth of the split 'train' or 'val'."""
         known = scene.depth[scene.depth > 0]
-        self.depth = min(self.depth[0], known.min()), max(self.depth[1], known.max())
+        self.rooms[split] += 1
+        self.depths = min(self.depths[0], known.min()), max(self.depths[1], known.max())
+        self.unknown += scene.depth.size - known.size
 
 
 def _coco_annotation(identity: int, image_id: int, name: str, mask: np.ndarray) -> dict[str, Any]:
@@ -167,20 +178,24 @@ def _coco_annotation(identity: int, image_id: int, name: str, mask: np.ndarray) 
 
 
 def _jpeg(image: np.ndarray) -> bytes:
-    """Encode an image; chroma subsampling would smear colours across the boundaries."""
+    """Encode a picture; chroma subsampling would smear colours across the boundaries."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, 'JPEG', quality=95, subsampling=0)
     return buffer.getvalue()
 
 
-def _write_depth(root: Path, folder: str, scenes: Iterable[tuple[str, DepthScene]]) -> None:
-    """Write images and depth in millimetres, by their names, as NYU's of this folder lie."""
-    images, annotations = (root / 'depth' / kind / folder for kind in ('images', 'annotations'))
+def _write_depth(
+    root: Path, split: str, pictures: Iterable[tuple[str, np.ndarray, np.ndarray]]
+) -> None:
+    """Write names, images and their depth in metres: JPEG, and PNG of 16 bits in millimetres."""
+    images = root / 'depth' / 'images' / split
+    annotations = root / 'depth' / 'annotations' / split
     images.mkdir(parents=True)
     annotations.mkdir(parents=True)
-    for name, scene in scenes:
-        (images / f'{name}.jpg').write_bytes(_jpeg(scene.image))
-        Image.fromarray(scene.millimetres).save(annotations / f'{name}.png')
+    for name, image, depth in pictures:
+        (images / f'{name}.jpg').write_bytes(_jpeg(image))
+        millimetres = np.round(depth * 1000).astype(np.uint16)
+        Image.fromarray(millimetres).save(annotations / f'{name}.png')
 
 
 def _write_split(root: Path, split: str, options: Options, scenes: Iterable[Scene]) -> None:
@@ -201,14 +216,14 @@ def _write_split(root: Path, split: str, options: Options, scenes: Iterable[Scen
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for k, scene in enumerate(scenes, 1):
-        jpeg = _jpeg(scene.image)
+        encoded = _jpeg(scene.image)
         if 'ade' in options.layouts:
             name = f'ADE_{split}_{k:08d}'
-            (ade_images / f'{name}.jpg').write_bytes(jpeg)
+            (ade_images / f'{name}.jpg').write_bytes(encoded)
             Image.fromarray(scene.labels).save(ade_labels / f'{name}.png')
         if 'coco' in options.layouts:
             name = f'{k:012d}.jpg'
-            (coco_images / name).write_bytes(jpeg)
+            (coco_images / name).write_bytes(encoded)
             images.append({'id': k, 'file_name': name, 'height': height, 'width': width})
             for label, mask in scene.instances:
                 annotations.append(_coco_annotation(len(annotations) + 1, k, label, mask))
@@ -341,62 +356,59 @@ def make_dataset(
     counts = Statistics()
     with _replacing(out, force) as build:
 
-        def numbers(split: str, number: int, kind: str) -> Iterator[int]:
-            for k in track(range(number), f'{split} {kind}', console=console):
+        def numbers(
+            split: str, what: str, stream: int
+        ) -> Iterator[tuple[int, np.random.Generator]]:
+            number = options.num_train if split == 'train' else options.num_val
+            for k in track(range(number), f'{split} {what}', console=console):
                 if check is not None:
                     check()
-                yield k
+                yield k, np.random.default_rng([options.seed, stream + (split == 'val'), k])
 
-        def render(split: str, number: int) -> Iterator[Scene]:
-            for k in numbers(split, number, 'images'):
-                rng = np.random.default_rng([options.seed, int(split == 'val'), k])
+        def render(split: str) -> Iterator[Scene]:
+            for _, rng in numbers(split, 'images', 0):
                 scene = render_scene(rng, options.size)
                 counts.add(split, scene)
                 yield scene
 
-        def render_depth(split: str, number: int) -> Iterator[tuple[str, DepthScene]]:
-            for k in numbers(split, number, 'rooms'):
-                # The fourth number keeps them apart from the scenes.
-                rng = np.random.default_rng([options.seed, int(split == 'val'), k, 1])
+        def render_rooms(split: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+            for k, rng in numbers(split, 'depth images', 2):
                 scene = render_depth_scene(rng, options.size)
-                counts.add_depth(scene)
-                yield f'scene_{k + 1:05d}', scene
+                counts.add_room(split, scene)
+                yield f'scene_{k + 1:05d}', scene.image, scene.depth
 
-        for split, number in (('train', options.num_train), ('val', options.num_val)):
-            if set(options.layouts) - {'depth'}:
-                _write_split(build, split, options, render(split, number))
-            if 'depth' in options.layouts:
-                folder = 'test' if split == 'val' else split
-                _write_depth(build, folder, render_depth(split, number))
+        if set(options.layouts) & set(SEGMENTATION_LAYOUTS):
+            for split in ('train', 'val'):
+                _write_split(build, split, options, render(split))
         if 'depth' in options.layouts:
-            _write_depth(build, 'motorcycle', [('motorcycle_1', motorcycle())])
+            _write_depth(build, 'train', render_rooms('train'))
+            _write_depth(build, 'test', render_rooms('val'))
+            _write_depth(build, 'motorcycle', [('motorcycle_1', *motorcycle())])
         write_json(build / MARKER, dataclasses.asdict(options))
     return counts
 
 
 def print_summary(out: Path, options: Options, counts: Statistics, console: Console) -> None:
-    """Print the classes with their shares, the depth, and the folders to name in configs."""
-    if counts.pixels.any():
-        _print_classes(options, counts, console)
+    """Print what was written, and the folders to name in configs."""
+    if set(options.layouts) & set(SEGMENTATION_LAYOUTS):
+        console.print(_class_table(options, counts))
+    height, width = options.size
     if 'depth' in options.layouts:
-        low, high = counts.depth
-        line = (
-            f'{options.num_train} training and {options.num_val} test rooms, depth from {low:.2f} '
-            f'to {high:.2f} m'
+        unknown = 100 * counts.unknown / (counts.rooms.total() * height * width)
+        console.print(
+            f'{counts.rooms["train"]} training and {counts.rooms["val"]} test images of '
+            f'{height}x{width} pixels with depth from {counts.depths[0]:.2f} to '
+            f'{counts.depths[1]:.2f} m, {unknown:.1f} % unknown, and stereo_motorcycle',
+            highlight=False,
         )
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
-    for layout, framework in (
-        ('ade', 'mmsegmentation'),
-        ('coco', 'mmdetection'),
-        ('depth', 'mmsegmentation, depth'),
-    ):
+    for layout, framework in FRAMEWORKS.items():
         if layout in options.layouts:
             line = f"{framework}: data_root='{out / layout}/'"
             console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def _print_classes(options: Options, counts: Statistics, console: Console) -> None:
-    """Print the classes with their shares."""
+def _class_table(options: Options, counts: Statistics) -> Table:
+    """Return the classes with their shares of the pixels."""
     shares = 100 * counts.pixels / counts.pixels.sum()
     height, width = options.size
     table = Table(
@@ -420,7 +432,7 @@ def _print_classes(options: Options, counts: Statistics, console: Console) -> No
             *numbers,
         )
     table.add_row('0 unlabelled', '', f'{shares[0]:.2f}', '', '')
-    console.print(table)
+    return table
 
 
 def parse_args(
@@ -433,7 +445,7 @@ def parse_args(
     add = parser.add_argument
     add('--out', required=True, type=Path, help='folder to make, for example data/toy')
     add('--num-train', type=int, default=240, metavar='N', help='training images (240)')
-    add('--num-val', type=int, default=60, metavar='N', help='validation images (60)')
+    add('--num-val', type=int, default=60, metavar='N', help='validation or test images (60)')
     add(
         '--size',
         type=int,
@@ -452,8 +464,8 @@ def parse_args(
         '--layouts',
         nargs='+',
         choices=LAYOUTS,
-        default=DEFAULT_LAYOUTS,
-        help=f'what to write ({" ".join(DEFAULT_LAYOUTS)})',
+        default=SEGMENTATION_LAYOUTS,
+        help='what to write (ade and coco)',
     )
     add('--force', action='store_true', help='replace a dataset that this tool made in --out')
     args = parser.parse_args(argv)

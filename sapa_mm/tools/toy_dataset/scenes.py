@@ -273,7 +273,7 @@ OBJECTS = (
 )
 
 
-def add_clutter(rng: np.random.Generator, image: np.ndarray, count: int) -> np.ndarray:
+def _add_clutter(rng: np.random.Generator, image: np.ndarray, count: int) -> np.ndarray:
     """Blend soft scraps and crisp slanted pictures of photographs into a background."""
     shape = image.shape[:2]
     names = ('astronaut', 'coffee', 'camera', 'chelsea', 'coins', 'rocket', 'hubble_deep_field')
@@ -312,10 +312,10 @@ def _draw_background(
     if upper.ade_name == 'sky':
         cloud = np.clip(fractal_noise(rng, shape, 2) * 0.6 + rng.uniform(-0.3, 0.4), 0, 1)
         above += (cloud * rng.uniform(0.4, 0.8))[..., None] * (0.95 - above)
-    above = add_clutter(rng, above, int(rng.integers(1, 4)))
+    above = _add_clutter(rng, above, int(rng.integers(1, 4)))
     below = lower.texture.sample(rng, shape)
     below *= 1 + 0.15 * fractal_noise(rng, shape)[..., None]
-    below = add_clutter(rng, below, int(rng.integers(1, 4)))
+    below = _add_clutter(rng, below, int(rng.integers(1, 4)))
 
     border = rng.uniform(0.32, 0.55)
     x = np.linspace(0, 1, width * 2)
@@ -337,7 +337,7 @@ def _draw_background(
     return above + alpha[..., None] * (below - above), labels, border * height
 
 
-def _shade(alpha: np.ndarray, light: np.ndarray, sigma: float) -> np.ndarray:
+def shade_body(alpha: np.ndarray, light: np.ndarray, sigma: float) -> np.ndarray:
     """Return the brightness of a rounded body with this outline, lit from `light` (x, y)."""
     slope_y, slope_x = np.gradient(ndimage.gaussian_filter(alpha, sigma))
     relief = -(slope_x * light[0] + slope_y * light[1])
@@ -357,35 +357,35 @@ def finish(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
-def draw_object(
+def paint_object(
     rng: np.random.Generator,
     image: np.ndarray,
     kind: ObjectClass,
-    scale: float,
     place: np.ndarray,
+    scale: float,
     light: np.ndarray,
 ) -> np.ndarray:
-    """Draw an object, and its shadow, into an image.
+    """Paint one object and its shadow over a picture.
 
     Args:
-        rng: Source of its form, its turn and its textures.
+        rng: Source of its shape, tilt and textures.
         image: Float (height, width, 3), changed in place.
-        kind: What to draw.
-        scale: Its height in pixels.
-        place: Where it stands, (x, y) in pixels.
-        light: Where the light is, (x, y).
+        kind: Its class.
+        place: Column and row in pixels of its foot's middle.
+        scale: Its height in pixels before it is tilted.
+        light: Where the light comes from (x, y).
 
     Returns:
-        The fraction of every pixel that it covers, (height, width).
+        Float array (height, width): the fraction of every pixel that it covers.
     """
-    shape = image.shape[0], image.shape[1]
     tilt = np.deg2rad(rng.uniform(-kind.tilt, kind.tilt))
     turn = np.array([[np.cos(tilt), np.sin(tilt)], [np.sin(tilt), -np.cos(tilt)]])
     turn[:, 0] *= rng.choice([-1, 1]) * rng.uniform(0.88, 1.12)
     # It turns about the middle, so that a rolling ball stays on the ground.
     affine = np.column_stack([turn * scale, place - (0, scale / 2) - turn @ (0, scale / 2)])
+    shape = image.shape[0], image.shape[1]
     parts = [(key, coverage(drawn, affine, shape)) for key, drawn in kind.draw(rng)]
-    alpha = np.max([part for _, part in parts], 0)
+    alpha: np.ndarray = np.max([part for _, part in parts], 0)
     rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
     if not rows.size:
         return alpha
@@ -395,7 +395,7 @@ def draw_object(
         image *= 1 - 0.45 * ndimage.gaussian_filter(shadow, scale * 0.04)[..., None]
     # The filling is cropped from a photograph once for each part, to the size of the whole.
     box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    shade = _shade(alpha, light, max(0.035 * scale, 0.7))[box][..., None]
+    shade = shade_body(alpha, light, max(0.035 * scale, 0.7))[box][..., None]
     for key, part in parts:
         filling = kind.textures[key].sample(rng, (shade.shape[0], shade.shape[1])) * shade
         image[box] += part[box][..., None] * (filling - image[box])
@@ -426,7 +426,7 @@ def render_scene(rng: np.random.Generator, shape: tuple[int, int]) -> Scene:
         else:
             base = horizon + (0.12 + 0.88 * depth) * (height * 1.02 - horizon)
         place = np.array([rng.uniform(0.05, 0.95) * width, base])
-        alpha = draw_object(rng, image, kind, scale, place, light)
+        alpha = paint_object(rng, image, kind, place, scale, light)
         owner[alpha >= 0.5] = k
     instances = []
     for k, kind in enumerate(kinds):
