@@ -82,6 +82,8 @@ class EigenDepthMetric(DepthMetric):
             prediction of another size than the truth, or one that holds NaN.
     """
 
+    format_only: bool
+
     def __init__(
         self,
         depth_metrics: Sequence[str] | None = None,
@@ -125,7 +127,7 @@ class EigenDepthMetric(DepthMetric):
 
     def _write(self, data_batch: Mapping, data_samples: Sequence[Mapping]) -> None:
         """Have the parent write the predictions, without its numbers, for which it keeps pixels."""
-        format_only = bool(self.format_only)
+        format_only = self.format_only
         self.format_only = True
         super().process(data_batch, data_samples)
         self.format_only = format_only

@@ -1,8 +1,10 @@
-"""Make a small dataset for segmentation and detection in which boundaries matter.
+"""Make a small dataset for segmentation, detection or depth in which boundaries matter.
 
 Spoked wheels, torn kites, thin chairs and leafy plants, filled with photographs' textures, stand
 before cluttered backgrounds. The same scenes are written in the layout of ADE20K, for
-mmsegmentation, and in that of COCO, for mmdetection; no download is needed.
+mmsegmentation, and in that of COCO, for mmdetection. The layout "depth" has rooms with such objects
+and their depth, as mmsegmentation has NYU Depth v2, and one real picture with measured depth,
+stereo_motorcycle of scikit-image. No download is needed.
 """
 
 import argparse
@@ -11,6 +13,7 @@ import dataclasses
 import glob
 import io
 import json
+import math
 import os
 import secrets
 import shutil
@@ -29,6 +32,7 @@ from rich.table import Table
 
 from ...ops.checks import check_int, check_positive_int
 from ..output import write_json, write_text
+from .depth_scenes import DepthScene, motorcycle, render_depth_scene
 from .scenes import BACKGROUNDS, OBJECTS, Scene, render_scene
 from .shapes import mask_to_polygons
 
@@ -36,7 +40,10 @@ if sys.platform != 'win32':  # Windows has no such locks: leftovers of a killed 
     import fcntl
 
 MARKER = 'toy_dataset.json'
-LAYOUTS = ('ade', 'coco')
+SEGMENTATION_LAYOUTS = ('ade', 'coco')
+LAYOUTS = (*SEGMENTATION_LAYOUTS, 'depth')
+# The framework that reads a layout.
+FRAMEWORKS = {'ade': 'mmsegmentation', 'coco': 'mmdetection', 'depth': 'mmsegmentation, depth'}
 SIZES = (64, 2048)
 COCO_NAMES = (
     'person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,'
@@ -92,10 +99,10 @@ class Options:
 
     Args:
         num_train: Training images, at least 1.
-        num_val: Validation images, at least 1.
+        num_val: Validation images, which the layout 'depth' calls test, at least 1.
         size: Height and width of the images in pixels, 64 to 2048 each.
         seed: Seed, at least 0.
-        layouts: Some of 'ade' and 'coco'.
+        layouts: Some of 'ade', 'coco' and 'depth'.
 
     Raises:
         TypeError: If a number is not an integer.
@@ -106,7 +113,7 @@ class Options:
     num_val: int = 60
     size: tuple[int, int] = (160, 160)
     seed: int = 0
-    layouts: tuple[str, ...] = LAYOUTS
+    layouts: tuple[str, ...] = SEGMENTATION_LAYOUTS
 
     def __post_init__(self) -> None:
         if len(self.size) != 2:
@@ -123,17 +130,36 @@ class Options:
 
 @dataclasses.dataclass
 class Statistics:
-    """Counts the written scenes: images a split, pixels by ADE index, objects by name."""
+    """Counts what was written.
+
+    Args:
+        images: Scenes of 'ade' and 'coco' a split.
+        pixels: Their pixels by ADE index.
+        instances: Their objects by split and name.
+        rooms: Scenes of 'depth' a split.
+        depths: The least and the largest depth in the rooms, in metres.
+        unknown: Pixels of the rooms whose depth is unknown.
+    """
 
     images: Counter = dataclasses.field(default_factory=Counter)
     pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
     instances: Counter = dataclasses.field(default_factory=Counter)
+    rooms: Counter = dataclasses.field(default_factory=Counter)
+    depths: tuple[float, float] = (math.inf, 0.0)
+    unknown: int = 0
 
     def add(self, split: str, scene: Scene) -> None:
         """Count one scene of the split 'train' or 'val'."""
         self.images[split] += 1
         self.pixels += np.bincount(scene.labels.ravel(), minlength=256)
         self.instances.update((split, name) for name, _ in scene.instances)
+
+    def add_room(self, split: str, scene: DepthScene) -> None:
+        """Count one scene with depth of the split 'train' or 'val'."""
+        known = scene.depth[scene.depth > 0]
+        self.rooms[split] += 1
+        self.depths = min(self.depths[0], known.min()), max(self.depths[1], known.max())
+        self.unknown += scene.depth.size - known.size
 
 
 def _coco_annotation(identity: int, image_id: int, name: str, mask: np.ndarray) -> dict[str, Any]:
@@ -149,6 +175,27 @@ def _coco_annotation(identity: int, image_id: int, name: str, mask: np.ndarray) 
         'bbox': [float(value) for value in (*corner, *extent)],
         'segmentation': mask_to_polygons(mask),
     }
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    """Encode a picture; chroma subsampling would smear colours across the boundaries."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, 'JPEG', quality=95, subsampling=0)
+    return buffer.getvalue()
+
+
+def _write_depth(
+    root: Path, split: str, pictures: Iterable[tuple[str, np.ndarray, np.ndarray]]
+) -> None:
+    """Write names, images and their depth in metres: JPEG, and PNG of 16 bits in millimetres."""
+    images = root / 'depth' / 'images' / split
+    annotations = root / 'depth' / 'annotations' / split
+    images.mkdir(parents=True)
+    annotations.mkdir(parents=True)
+    for name, image, depth in pictures:
+        (images / f'{name}.jpg').write_bytes(_jpeg(image))
+        millimetres = np.round(depth * 1000).astype(np.uint16)
+        Image.fromarray(millimetres).save(annotations / f'{name}.png')
 
 
 def _write_split(root: Path, split: str, options: Options, scenes: Iterable[Scene]) -> None:
@@ -169,16 +216,14 @@ def _write_split(root: Path, split: str, options: Options, scenes: Iterable[Scen
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for k, scene in enumerate(scenes, 1):
-        buffer = io.BytesIO()
-        # Chroma subsampling would smear colours across the boundaries.
-        Image.fromarray(scene.image).save(buffer, 'JPEG', quality=95, subsampling=0)
+        encoded = _jpeg(scene.image)
         if 'ade' in options.layouts:
             name = f'ADE_{split}_{k:08d}'
-            (ade_images / f'{name}.jpg').write_bytes(buffer.getvalue())
+            (ade_images / f'{name}.jpg').write_bytes(encoded)
             Image.fromarray(scene.labels).save(ade_labels / f'{name}.png')
         if 'coco' in options.layouts:
             name = f'{k:012d}.jpg'
-            (coco_images / name).write_bytes(buffer.getvalue())
+            (coco_images / name).write_bytes(encoded)
             images.append({'id': k, 'file_name': name, 'height': height, 'width': width})
             for label, mask in scene.instances:
                 annotations.append(_coco_annotation(len(annotations) + 1, k, label, mask))
@@ -311,23 +356,59 @@ def make_dataset(
     counts = Statistics()
     with _replacing(out, force) as build:
 
-        def render(split: str, number: int) -> Iterator[Scene]:
-            for k in track(range(number), f'{split} images', console=console):
+        def numbers(
+            split: str, what: str, stream: int
+        ) -> Iterator[tuple[int, np.random.Generator]]:
+            number = options.num_train if split == 'train' else options.num_val
+            for k in track(range(number), f'{split} {what}', console=console):
                 if check is not None:
                     check()
-                rng = np.random.default_rng([options.seed, int(split == 'val'), k])
+                yield k, np.random.default_rng([options.seed, stream + (split == 'val'), k])
+
+        def render(split: str) -> Iterator[Scene]:
+            for _, rng in numbers(split, 'images', 0):
                 scene = render_scene(rng, options.size)
                 counts.add(split, scene)
                 yield scene
 
-        for split, number in (('train', options.num_train), ('val', options.num_val)):
-            _write_split(build, split, options, render(split, number))
+        def render_rooms(split: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+            for k, rng in numbers(split, 'depth images', 2):
+                scene = render_depth_scene(rng, options.size)
+                counts.add_room(split, scene)
+                yield f'scene_{k + 1:05d}', scene.image, scene.depth
+
+        if set(options.layouts) & set(SEGMENTATION_LAYOUTS):
+            for split in ('train', 'val'):
+                _write_split(build, split, options, render(split))
+        if 'depth' in options.layouts:
+            _write_depth(build, 'train', render_rooms('train'))
+            _write_depth(build, 'test', render_rooms('val'))
+            _write_depth(build, 'motorcycle', [('motorcycle_1', *motorcycle())])
         write_json(build / MARKER, dataclasses.asdict(options))
     return counts
 
 
 def print_summary(out: Path, options: Options, counts: Statistics, console: Console) -> None:
-    """Print the classes with their shares, and the folders to name in configs."""
+    """Print what was written, and the folders to name in configs."""
+    if set(options.layouts) & set(SEGMENTATION_LAYOUTS):
+        console.print(_class_table(options, counts))
+    height, width = options.size
+    if 'depth' in options.layouts:
+        unknown = 100 * counts.unknown / (counts.rooms.total() * height * width)
+        console.print(
+            f'{counts.rooms["train"]} training and {counts.rooms["val"]} test images of '
+            f'{height}x{width} pixels with depth from {counts.depths[0]:.2f} to '
+            f'{counts.depths[1]:.2f} m, {unknown:.1f} % unknown, and stereo_motorcycle',
+            highlight=False,
+        )
+    for layout, framework in FRAMEWORKS.items():
+        if layout in options.layouts:
+            line = f"{framework}: data_root='{out / layout}/'"
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _class_table(options: Options, counts: Statistics) -> Table:
+    """Return the classes with their shares of the pixels."""
     shares = 100 * counts.pixels / counts.pixels.sum()
     height, width = options.size
     table = Table(
@@ -351,11 +432,7 @@ def print_summary(out: Path, options: Options, counts: Statistics, console: Cons
             *numbers,
         )
     table.add_row('0 unlabelled', '', f'{shares[0]:.2f}', '', '')
-    console.print(table)
-    for layout, framework in (('ade', 'mmsegmentation'), ('coco', 'mmdetection')):
-        if layout in options.layouts:
-            line = f"{framework}: data_root='{out / layout}/'"
-            console.print(line, soft_wrap=True, markup=False, highlight=False)
+    return table
 
 
 def parse_args(
@@ -368,7 +445,7 @@ def parse_args(
     add = parser.add_argument
     add('--out', required=True, type=Path, help='folder to make, for example data/toy')
     add('--num-train', type=int, default=240, metavar='N', help='training images (240)')
-    add('--num-val', type=int, default=60, metavar='N', help='validation images (60)')
+    add('--num-val', type=int, default=60, metavar='N', help='validation or test images (60)')
     add(
         '--size',
         type=int,
@@ -383,7 +460,13 @@ def parse_args(
         default=0,
         help='equal seeds and options give equal files; more images keep the earlier ones (0)',
     )
-    add('--layouts', nargs='+', choices=LAYOUTS, default=LAYOUTS, help='what to write (both)')
+    add(
+        '--layouts',
+        nargs='+',
+        choices=LAYOUTS,
+        default=SEGMENTATION_LAYOUTS,
+        help='what to write (ade and coco)',
+    )
     add('--force', action='store_true', help='replace a dataset that this tool made in --out')
     args = parser.parse_args(argv)
     size = tuple(args.size * 2 if len(args.size) == 1 else args.size)

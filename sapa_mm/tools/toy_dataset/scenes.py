@@ -337,14 +337,14 @@ def _draw_background(
     return above + alpha[..., None] * (below - above), labels, border * height
 
 
-def _shade(alpha: np.ndarray, light: np.ndarray, sigma: float) -> np.ndarray:
+def shade_body(alpha: np.ndarray, light: np.ndarray, sigma: float) -> np.ndarray:
     """Return the brightness of a rounded body with this outline, lit from `light` (x, y)."""
     slope_y, slope_x = np.gradient(ndimage.gaussian_filter(alpha, sigma))
     relief = -(slope_x * light[0] + slope_y * light[1])
     return np.exp(np.clip(0.45 * relief / (np.abs(relief).max() + 1e-6), -0.6, 0.6))
 
 
-def _finish(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+def finish(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     """Vary lighting and colour, blur slightly, add noise and quantize to uint8."""
     height, width = image.shape[:2]
     y, x = np.mgrid[-0.5 : 0.5 : height * 1j, -0.5 : 0.5 : width * 1j]
@@ -355,6 +355,51 @@ def _finish(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     image = ndimage.gaussian_filter(image, (*(rng.uniform(0, 0.6),) * 2, 0))
     image = image + rng.normal(0, rng.uniform(0.004, 0.025), image.shape)
     return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def paint_object(
+    rng: np.random.Generator,
+    image: np.ndarray,
+    kind: ObjectClass,
+    place: np.ndarray,
+    scale: float,
+    light: np.ndarray,
+) -> np.ndarray:
+    """Paint one object and its shadow over a picture.
+
+    Args:
+        rng: Source of its shape, tilt and textures.
+        image: Float (height, width, 3), changed in place.
+        kind: Its class.
+        place: Column and row in pixels of its foot's middle.
+        scale: Its height in pixels before it is tilted.
+        light: Where the light comes from (x, y).
+
+    Returns:
+        Float array (height, width): the fraction of every pixel that it covers.
+    """
+    tilt = np.deg2rad(rng.uniform(-kind.tilt, kind.tilt))
+    turn = np.array([[np.cos(tilt), np.sin(tilt)], [np.sin(tilt), -np.cos(tilt)]])
+    turn[:, 0] *= rng.choice([-1, 1]) * rng.uniform(0.88, 1.12)
+    # It turns about the middle, so that a rolling ball stays on the ground.
+    affine = np.column_stack([turn * scale, place - (0, scale / 2) - turn @ (0, scale / 2)])
+    shape = image.shape[0], image.shape[1]
+    parts = [(key, coverage(drawn, affine, shape)) for key, drawn in kind.draw(rng)]
+    alpha: np.ndarray = np.max([part for _, part in parts], 0)
+    rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
+    if not rows.size:
+        return alpha
+    if not kind.flies:
+        flat = np.array([[scale * 0.5, 0, place[0]], [0, scale * 0.09, place[1]]])
+        shadow = coverage([(True, ellipse((0, 0), (1, 1)))], flat, shape)
+        image *= 1 - 0.45 * ndimage.gaussian_filter(shadow, scale * 0.04)[..., None]
+    # The filling is cropped from a photograph once for each part, to the size of the whole.
+    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    shade = shade_body(alpha, light, max(0.035 * scale, 0.7))[box][..., None]
+    for key, part in parts:
+        filling = kind.textures[key].sample(rng, (shade.shape[0], shade.shape[1])) * shade
+        image[box] += part[box][..., None] * (filling - image[box])
+    return alpha
 
 
 def render_scene(rng: np.random.Generator, shape: tuple[int, int]) -> Scene:
@@ -381,26 +426,7 @@ def render_scene(rng: np.random.Generator, shape: tuple[int, int]) -> Scene:
         else:
             base = horizon + (0.12 + 0.88 * depth) * (height * 1.02 - horizon)
         place = np.array([rng.uniform(0.05, 0.95) * width, base])
-        tilt = np.deg2rad(rng.uniform(-kind.tilt, kind.tilt))
-        turn = np.array([[np.cos(tilt), np.sin(tilt)], [np.sin(tilt), -np.cos(tilt)]])
-        turn[:, 0] *= rng.choice([-1, 1]) * rng.uniform(0.88, 1.12)
-        # It turns about the middle, so that a rolling ball stays on the ground.
-        affine = np.column_stack([turn * scale, place - (0, scale / 2) - turn @ (0, scale / 2)])
-        parts = [(key, coverage(drawn, affine, shape)) for key, drawn in kind.draw(rng)]
-        alpha = np.max([part for _, part in parts], 0)
-        rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
-        if not rows.size:
-            continue
-        if not kind.flies:
-            flat = np.array([[scale * 0.5, 0, place[0]], [0, scale * 0.09, place[1]]])
-            shadow = coverage([(True, ellipse((0, 0), (1, 1)))], flat, shape)
-            image *= 1 - 0.45 * ndimage.gaussian_filter(shadow, scale * 0.04)[..., None]
-        # The filling is cropped from a photograph once for each part, to the size of the whole.
-        box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-        shade = _shade(alpha, light, max(0.035 * scale, 0.7))[box][..., None]
-        for key, part in parts:
-            filling = kind.textures[key].sample(rng, (shade.shape[0], shade.shape[1])) * shade
-            image[box] += part[box][..., None] * (filling - image[box])
+        alpha = paint_object(rng, image, kind, place, scale, light)
         owner[alpha >= 0.5] = k
     instances = []
     for k, kind in enumerate(kinds):
@@ -410,4 +436,4 @@ def render_scene(rng: np.random.Generator, shape: tuple[int, int]) -> Scene:
             continue
         labels[mask] = kind.ade_index
         instances.append((kind.coco_name, mask))
-    return Scene(_finish(rng, image), labels, instances)
+    return Scene(finish(rng, image), labels, instances)
