@@ -138,10 +138,10 @@ class DepthBoundaryError(BaseMetric):
         for sample in data_samples:
             pred, depth = (x.cpu().float().numpy() for x in known_depth(sample))
             known = np.isfinite(depth) & (depth > 0)
-            pred_edges, true_edges = (
+            found, true = (
                 depth_edges(np.where(known, x, 0.0), self.min_ratio) for x in (pred, depth)
             )
-            self.results.append(boundary_errors(pred_edges, true_edges, self.max_distance))
+            self.results.append(boundary_errors(found, true, self.max_distance))
 
     def compute_metrics(self, results: list[tuple[float, float] | None]) -> dict[str, float]:
         """Average the errors over images.

@@ -127,9 +127,10 @@ class EigenDepthMetric(DepthMetric):
 
     def _write(self, data_batch: Mapping, data_samples: Sequence[Mapping]) -> None:
         """Have the parent write the predictions, without its numbers, for which it keeps pixels."""
-        judged, self.format_only = not self.format_only, True
+        format_only = self.format_only
+        self.format_only = True
         super().process(data_batch, data_samples)
-        self.format_only = not judged
+        self.format_only = format_only
 
     def compute_metrics(self, results: list[dict[str, float] | None]) -> dict[str, float]:
         """Average the numbers over images and print them.
