@@ -1,12 +1,7 @@
-# BTS small enough to train from scratch in minutes on two CPU cores, on the toy scenes that
+# BTS small enough to train from scratch in minutes on two CPU cores, on the toy rooms that
 # `sapa-mm toy-data --layouts depth` makes.
-_base_ = [
-    'models/bts_r50.py',
-    'datasets/toy_depth_160x160.py',
-    'depth_runtime.py',
-]
+_base_ = ['models/bts_r50.py', 'datasets/toy_depth_160x160.py', 'schedules/toy_depth_600.py']
 
-iterations = 600
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
     backbone=dict(
@@ -19,24 +14,3 @@ model = dict(
     ),
     decode_head=dict(in_channels=(16, 16, 32, 64, 128), bts_size=128),
 )
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.01),
-    paramwise_cfg=dict(custom_keys=dict(decode_head=dict(decay_mult=0.0))),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
-    dict(type='PolyLR', eta_min=0.0, power=0.9, by_epoch=False, begin=30, end=iterations),
-]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=iterations)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=20, log_metric_by_epoch=False),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=100, max_keep_ckpts=1),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='SegVisualizationHook'),
-)
-randomness = dict(seed=0)

@@ -8,9 +8,12 @@ with require('mmsegmentation', __name__, f'{INSTALL["mmcv"]} {INSTALL["mmseg"]}'
 from .bts_head import GuidedBTSHead
 from .dataset import DepthMapDataset
 from .depth_head import DepthHead
+from .dorn_head import DORNHead
 from .edges import DepthBoundaryError, boundary_errors, depth_edges
 from .metric import EigenDepthMetric, depth_errors
+from .ordinal_loss import OrdinalRegressionLoss
 from .planar_guidance import local_planar_guidance
+from .sid import SpacingIncreasingDiscretization
 from .silog_loss import ScaleInvariantLogLoss
 from .stem_resnet import StemResNet
 from .transforms import BTSColorAugmentation, CropRegion, LoadDepthMap
@@ -19,6 +22,7 @@ from .visualizer import DepthVisualizer
 __all__ = [
     'BTSColorAugmentation',
     'CropRegion',
+    'DORNHead',
     'DepthBoundaryError',
     'DepthHead',
     'DepthMapDataset',
@@ -26,7 +30,9 @@ __all__ = [
     'EigenDepthMetric',
     'GuidedBTSHead',
     'LoadDepthMap',
+    'OrdinalRegressionLoss',
     'ScaleInvariantLogLoss',
+    'SpacingIncreasingDiscretization',
     'StemResNet',
     'boundary_errors',
     'depth_edges',

@@ -20,6 +20,11 @@ test_pipeline = [
     dict(type='LoadDepthMap', depth_rescale_factor=1e-3),
     dict(type='PackSegInputs', meta_keys=meta_keys),
 ]
-train_dataloader = dict(batch_size=3, dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(
+    batch_size=3,
+    # Its schedule counts iterations.
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(pipeline=train_pipeline),
+)
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -1,0 +1,41 @@
+# DORN for NYU Depth v2: a ResNet-101 of output stride 8, by dilation, with a stem of three
+# convolutions. The stem, the first stage and all batch normalization keep their ImageNet weights.
+custom_imports = dict(imports=['sapa_mm'], allow_failed_imports=False)
+model = dict(
+    type='DepthEstimator',
+    data_preprocessor=dict(
+        type='SegDataPreProcessor',
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        pad_val=0,
+        # A depth of 0 is unknown; the default of 255 would be 255 metres.
+        seg_pad_val=0,
+    ),
+    backbone=dict(
+        type='ResNetV1c',
+        depth=101,
+        stem_channels=128,
+        strides=(1, 2, 1, 1),
+        dilations=(1, 1, 2, 4),
+        contract_dilation=False,
+        frozen_stages=1,
+        norm_eval=True,
+        norm_cfg=dict(type='BN', requires_grad=False),
+        init_cfg=dict(type='Pretrained', checkpoint='open-mmlab://resnet101_v1c'),
+    ),
+    decode_head=dict(
+        type='DORNHead',
+        in_channels=2048,
+        in_index=3,
+        # Of images of 257 x 353.
+        feature_size=(33, 45),
+        pool_size=8,
+        num_bins=68,
+        min_depth=0.698,
+        max_depth=10.59,
+        align_corners=True,
+    ),
+    train_cfg=dict(),
+    test_cfg=dict(mode='whole'),
+)

@@ -1,0 +1,43 @@
+# DORN's: SGD whose learning rate falls by a power of 0.9, 10 times as large in the head, and 20
+# times for its biases. The papers leave most of it open, so that these figures are a choice.
+_base_ = '../depth_runtime.py'
+
+biased = (
+    'full_image.3',
+    'full_image.6.0',
+    *(f'branches.{branch}.{layer}.0' for branch in range(4) for layer in range(2)),
+    'fusion.1.0',
+    'classifier.1',
+)
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='SGD', lr=1e-4, momentum=0.9, weight_decay=5e-4),
+    paramwise_cfg=dict(
+        custom_keys={
+            'decode_head': dict(lr_mult=10.0),
+            **{f'decode_head.{name}.bias': dict(lr_mult=20.0) for name in biased},
+        }
+    ),
+)
+iterations = 3_000_000
+param_scheduler = [
+    dict(type='PolyLR', power=0.9, eta_min=0.0, begin=0, end=iterations, by_epoch=False)
+]
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=iterations // 100)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(
+        type='CheckpointHook',
+        by_epoch=False,
+        interval=iterations // 100,
+        max_keep_ckpts=3,
+        save_best='abs_rel',
+        rule='less',
+    ),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+    visualization=dict(type='SegVisualizationHook'),
+)
