@@ -91,8 +91,8 @@ train() {
 mkdir -p "$work"
 if [ "$task" = depth ]; then
     say "Training and comparing a tiny BTS"
-    "$PYTHON" -W ignore tools/compare.py configs/bts/bts-tiny_r18_nearest_1xb8-600_toy-160x160.py \
-        --upsamplers nearest,sapa-b --seeds 0 --work-dir "$work/depth"
+    "$PYTHON" -W ignore tools/compare.py configs/bts/bts-tiny_r18_nearest_1xb8-500_toy-160x160.py \
+        --upsamplers nearest,sapa-b --seeds 0 --jobs 2 --work-dir "$work/depth"
     cat "$work/depth/report.md"
 else
     train segformer_sapa-g configs/sapa/segformer_mit-t_sapa-g_1xb8-600_toy-160x160.py

@@ -19,9 +19,9 @@ from sapa_mm.tools import export
 from sapa_mm.tools.swap import swap
 
 TOOLS = ROOT / 'tools'
-SAPA_B = ROOT / 'configs' / 'bts' / 'bts-tiny_r18_sapa-b_1xb8-600_toy-160x160.py'
-NEAREST = ROOT / 'configs' / 'bts' / 'bts-tiny_r18_nearest_1xb8-600_toy-160x160.py'
-HCDORN = ROOT / 'configs' / 'dorn' / 'hcdorn-tiny_r18_1xb8-600_toy-161x161.py'
+SAPA_B = ROOT / 'configs' / 'bts' / 'bts-tiny_r18_sapa-b_1xb8-500_toy-160x160.py'
+NEAREST = ROOT / 'configs' / 'bts' / 'bts-tiny_r18_nearest_1xb8-500_toy-160x160.py'
+HCDORN = ROOT / 'configs' / 'dorn' / 'hcdorn-tiny_r18_1xb8-500_toy-161x161.py'
 SHORT = ['train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2']
 NUMBERS = ('d1', 'd2', 'd3', 'abs_rel', 'sq_rel', 'rmse', 'rmse_log', 'log10', 'silog')
 EDGES = ('dbe_acc', 'dbe_comp')

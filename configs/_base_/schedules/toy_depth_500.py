@@ -1,7 +1,7 @@
 # Enough to tell tiny models from scratch apart, on two CPU cores.
 _base_ = '../depth_runtime.py'
 
-iterations = 600
+iterations = 500
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.01),

@@ -1,6 +1,6 @@
 # BTS small enough to train from scratch in minutes on two CPU cores, on the toy rooms that
 # `sapa-mm toy-data --layouts depth` makes.
-_base_ = ['models/bts_r50.py', 'datasets/toy_depth_160x160.py', 'schedules/toy_depth_600.py']
+_base_ = ['models/bts_r50.py', 'datasets/toy_depth_160x160.py', 'schedules/toy_depth_500.py']
 
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),

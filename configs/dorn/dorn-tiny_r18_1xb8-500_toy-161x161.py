@@ -3,7 +3,7 @@
 _base_ = [
     '../_base_/models/dorn_r101.py',
     '../_base_/datasets/toy_depth_161x161.py',
-    '../_base_/schedules/toy_depth_600.py',
+    '../_base_/schedules/toy_depth_500.py',
 ]
 
 model = dict(

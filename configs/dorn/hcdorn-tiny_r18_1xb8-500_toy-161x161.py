@@ -1,5 +1,5 @@
 # HCDORN likewise: stride 32, decoded by the clusters of the last two stages.
-_base_ = 'dorn-tiny_r18_1xb8-600_toy-161x161.py'
+_base_ = 'dorn-tiny_r18_1xb8-500_toy-161x161.py'
 
 model = dict(
     backbone=dict(type='HCResNet', levels=2, strides=(1, 2, 2, 2), dilations=(1, 1, 1, 1)),

@@ -1,3 +1,0 @@
-_base_ = ['../_base_/bts-tiny_r18_1xb8-600_toy-160x160.py', '../_base_/upsamplers/sapa_b.py']
-
-model = dict(decode_head=dict(upsample_cfg=_base_.upsampler))
