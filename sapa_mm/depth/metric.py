@@ -123,7 +123,8 @@ class EigenDepthMetric(DepthMetric):
             if pred.isnan().any():
                 raise ValueError(f"pred_depth_map: expected depth, got NaN for '{name}'")
             pred = pred.clamp(self.min_depth_eval, self.max_depth_eval)
-            self.results.append(depth_errors(pred, depth) if depth.numel() else None)
+            # mmengine drops a None, and then counts an image that a sampler repeats twice.
+            self.results.append(depth_errors(pred, depth) if depth.numel() else {})
 
     def _write(self, data_batch: Mapping, data_samples: Sequence[Mapping]) -> None:
         """Have the parent write the predictions, without its numbers, for which it keeps pixels."""
@@ -132,11 +133,11 @@ class EigenDepthMetric(DepthMetric):
         super().process(data_batch, data_samples)
         self.format_only = format_only
 
-    def compute_metrics(self, results: list[dict[str, float] | None]) -> dict[str, float]:
+    def compute_metrics(self, results: list[dict[str, float]]) -> dict[str, float]:
         """Average the numbers over images and print them.
 
         Args:
-            results: Those of every image; None where no depth is known.
+            results: Those of every image; empty where no depth is known.
 
         Returns:
             The numbers by their names.
@@ -147,7 +148,7 @@ class EigenDepthMetric(DepthMetric):
         logger = MMLogger.get_current_instance()
         if self.format_only:
             return super().compute_metrics(results)
-        judged = [numbers for numbers in results if numbers is not None]
+        judged = [numbers for numbers in results if numbers]
         if not judged:
             raise ValueError(
                 f'gt_depth_map: expected depth between {self.min_depth_eval} and '
