@@ -226,6 +226,7 @@ WHOLE_MODELS = {
     'sapa/segformer_mit-b1_sapa-g_8xb2-160k_ade20k-512x512.py': None,
     'sapa/fpn_r50_sapa-b_4xb4-160k_ade20k-512x512.py': None,
     'hc/hcfcn-32_r18-l3_8xb2-50k_cityscapes-1024x1024.py': None,
+    'bts/bts_r50_sapa-b_1xb4-50e_nyu-416x544.py': None,
     'sapa/maskformer_swin-b_sapa-b_8xb2-160k_ade20k-640x640.py': None,
     'sapa/mask2former_swin-b-in22k-384x384-pre_sapa-b_8xb2-160k_ade20k-640x640.py': None,
     'sapa/retinanet_r50_fpn_sapa-b_1x_coco.py': None,

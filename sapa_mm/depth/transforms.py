@@ -81,7 +81,8 @@ class CropRegion(BaseTransform):
 
     Raises:
         TypeError: Bounds that are no ints.
-        ValueError: No pair of bounds, an empty region, or an image that ends before the region.
+        ValueError: No pair of bounds, an empty region, an image that ends before the region, or a
+            depth map that is loaded behind this.
     """
 
     def __init__(self, rows: Sequence[int], columns: Sequence[int]):
@@ -94,6 +95,11 @@ class CropRegion(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         """Crop ``img`` and all maps."""
+        if 'depth_map_path' in results and 'gt_depth_map' not in results:
+            raise ValueError(
+                'CropRegion: expected LoadDepthMap before it, got a depth map that is not loaded '
+                f"yet, '{results['depth_map_path']}'"
+            )
         height, width = results['img'].shape[:2]
         if self.rows[1] > height or self.columns[1] > width:
             raise ValueError(

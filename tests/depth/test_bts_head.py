@@ -221,13 +221,13 @@ def batch(size: tuple[int, int], known: bool = True, n: int = 2) -> dict:
     return dict(inputs=images, data_samples=samples)
 
 
-@pytest.mark.parametrize('autocast', [False, True])
+@pytest.mark.parametrize('dtype', [None, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize('known', [True, False])
 @pytest.mark.parametrize('size', [(64, 64), (67, 93)])
-def test_training_reaches_every_parameter(size, known, autocast):
+def test_training_reaches_every_parameter(size, known, dtype):
     model = estimator().train()
     model.data_preprocessor.size = size
-    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+    with torch.autocast('cpu', dtype or torch.bfloat16, enabled=dtype is not None):
         data = model.data_preprocessor(batch(size, known), training=True)
         losses = model(**data, mode='loss')
         loss = losses['decode.loss_silog']

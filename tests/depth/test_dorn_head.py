@@ -133,9 +133,9 @@ def test_without_levels_it_is_the_plain_head():
     assert head(clustering(x)).equal(head(plain(x)))
 
 
-@pytest.mark.parametrize('autocast', [False, True])
+@pytest.mark.parametrize('dtype', [None, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize('known', [True, False])
-def test_training_reaches_every_parameter(known, autocast):
+def test_training_reaches_every_parameter(known, dtype):
     init_default_scope('mmseg')
     torch.manual_seed(0)
     backbone, head = HCResNet(18, levels=2, **NARROW), make_head()
@@ -144,7 +144,7 @@ def test_training_reaches_every_parameter(known, autocast):
     head.train()
     depth = torch.full((2, 1, 129, 161), 3.0 if known else 0.0)
     depth[:, :, :9] = torch.nan
-    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+    with torch.autocast('cpu', dtype or torch.bfloat16, enabled=dtype is not None):
         output = head(backbone(torch.randn(2, 3, 129, 161)))
         loss = head.loss_decode(output, depth)
     loss.backward()

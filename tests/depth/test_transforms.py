@@ -156,6 +156,14 @@ def test_crop_is_exact():
     assert sample['img'].flags.c_contiguous
 
 
+def test_crop_wants_the_depth_map_first():
+    sample = coded_sample(9, 6)
+    del sample['gt_depth_map']
+    sample.update(depth_map_path='later.png', seg_fields=[])
+    with pytest.raises(ValueError, match=r"expected LoadDepthMap before it, .*'later.png'"):
+        CropRegion((2, 9), (3, 5)).transform(sample)
+
+
 @pytest.mark.parametrize(('rows', 'columns'), [((0, 10), (0, 6)), ((0, 9), (1, 7))])
 def test_crop_beyond_the_image(rows, columns):
     with pytest.raises(ValueError, match=r'within the image, got .* for 9 x 6 pixels'):
