@@ -56,8 +56,19 @@ class FullImageEncoder(Sequential):
 
 
 def with_bounds(loss: Mapping, bounds: Mapping) -> dict:
-    """Return the config of a loss, of an ordinal one with the depths that it does not name."""
-    return {**bounds, **loss} if loss['type'] == 'OrdinalRegressionLoss' else dict(loss)
+    """Return the config of a loss, of an ordinal one with the bounds of depth.
+
+    Raises:
+        ValueError: It has others, by which what is learnt would not be what is decoded.
+    """
+    if loss['type'] != 'OrdinalRegressionLoss':
+        return dict(loss)
+    for name, bound in bounds.items():
+        if loss.get(name, bound) != bound:
+            raise ValueError(
+                f"loss_decode: expected no {name} or the head's, {bound}, got {loss[name]}"
+            )
+    return {**loss, **bounds}
 
 
 @MODELS.register_module()
@@ -162,10 +173,13 @@ class DORNHead(DepthHead):
         x = self._transform_inputs(inputs)
         size = tuple(x.shape[2:])
         if size != self.feature_size:
+            levels = len(inputs.assignments) if isinstance(inputs, ClusteredFeatures) else 0
+            stride = self.ratio * 2**levels
+            height, width = ((side - 1) * stride + 1 for side in self.feature_size)
             raise ValueError(
                 f'inputs: expected a feature of {self.feature_size}, for which the full-image '
-                f'encoder is made, got {size}: give images of the size that the config names, or '
-                'another feature_size'
+                f'encoder is made, as images of {height} x {width} pixels give it, got {size}: '
+                'resize or crop them, or give another feature_size'
             )
         whole = self.full_image(x).expand(-1, -1, *size)
         x = self.fusion(torch.cat([whole, *(branch(x) for branch in self.branches)], dim=1))

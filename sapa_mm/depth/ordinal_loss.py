@@ -83,8 +83,8 @@ class OrdinalRegressionLoss(nn.Module):
         with torch.autocast(output.device.type, enabled=False):
             known = (depth[:, 0] > 0) & depth[:, 0].isfinite()
             # What is unknown goes no further, and labels are compared, not written out for every k.
+            output = output if output.dtype == torch.float64 else output.float()
             logits = ordinal_logits(output).movedim(1, -1)[known]
-            logits = logits if logits.dtype == torch.float64 else logits.float()
             bins = SpacingIncreasingDiscretization(self.min_depth, self.max_depth, scores // 2)
             labels = bins.encode(depth[:, 0][known])
             beyond = torch.arange(scores // 2, device=logits.device) < labels[:, None]

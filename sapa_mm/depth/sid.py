@@ -25,9 +25,9 @@ class SpacingIncreasingDiscretization:
     bounds, so that a depth between the bounds comes back within half a bin.
 
     The paper takes the arithmetic mean of the bounds. The model that its authors released for NYU,
-    with K = 68, :math:`\alpha` = 0.698 and :math:`\beta` = 10.59, counts labels from 1 and decodes
-    one to :math:`\exp((L - 1) / 25 - 0.36)`, its bin's lower bound: half a bin, 2 %, nearer than
-    what comes out here.
+    with K = 68, :math:`\alpha` = 0.698 and :math:`\beta` = 10.59, decodes a label L to
+    :math:`\exp((L - 1) / 25 - 0.36)`, which is :math:`t_{L-1}`: one label less than the paper, and
+    the lower bound of a bin. Here it is the number of thresholds that are passed, and the middle.
 
     Args:
         min_depth: In metres, positive.

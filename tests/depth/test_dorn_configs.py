@@ -133,7 +133,7 @@ def test_the_schedule():
     scheduler = PARAM_SCHEDULERS.build(dict(schedule, end=1001, optimizer=optimizer))
     for _ in range(400):
         scheduler.step()
-    assert optimizer.get_lr()['lr'][0] == pytest.approx(1e-4 * 0.6**0.9)
+    assert optimizer.get_lr()['lr'][0] == pytest.approx(1e-3 * 0.6**0.9)
 
 
 @pytest.mark.parametrize('path', FULL + TOY, ids=lambda path: path.stem)

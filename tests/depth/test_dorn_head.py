@@ -164,12 +164,14 @@ def test_the_loss_gets_the_heads_depths():
     several = make_head(
         loss_decode=[
             dict(type='OrdinalRegressionLoss', loss_weight=0.5),
-            dict(type='OrdinalRegressionLoss', loss_name='loss_more', min_depth=0.7),
+            dict(type='OrdinalRegressionLoss', loss_name='loss_more', min_depth=0.5),
         ],
         min_depth=0.5,
     )
-    assert [loss.min_depth for loss in several.loss_decode] == [0.5, 0.7]
+    assert [loss.min_depth for loss in several.loss_decode] == [0.5, 0.5]
     assert [loss.max_depth for loss in several.loss_decode] == [10.59, 10.59]
+    with pytest.raises(ValueError, match=r"loss_decode: .*min_depth or the head's, 0.5, got 0.7"):
+        make_head(loss_decode=dict(type='OrdinalRegressionLoss', min_depth=0.7), min_depth=0.5)
 
 
 def test_it_is_mmsegs():
@@ -182,8 +184,13 @@ def test_it_is_mmsegs():
 
 
 def test_a_feature_of_another_size():
-    with pytest.raises(ValueError, match=r'inputs: expected a feature of \(5, 6\).*got \(6, 6\)'):
+    sentence = r'inputs: expected a feature of \(5, 6\).* images of 33 x 41 .*got \(6, 6\)'
+    with pytest.raises(ValueError, match=sentence):
         make_head()([torch.randn(1, 64, 6, 6)])
+    init_default_scope('mmseg')
+    backbone = HCResNet(18, levels=2, **NARROW)
+    with pytest.raises(ValueError, match=r'images of 129 x 161 pixels give it, got \(5, 5\)'):
+        make_head()(backbone(torch.randn(2, 3, 129, 129)))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,9 @@ model = dict(
         frozen_stages=1,
         norm_eval=True,
         norm_cfg=dict(type='BN', requires_grad=False),
-        init_cfg=dict(type='Pretrained', checkpoint='open-mmlab://resnet101_v1c'),
+        # No published weights of mmseg have this stem; configs/dorn/README.md says where there are
+        # some. What does not fit would be left random, and frozen.
+        init_cfg=dict(type='Pretrained', checkpoint='data/resnet101_stem128.pth'),
     ),
     decode_head=dict(
         type='DORNHead',
