@@ -1,9 +1,7 @@
 """Do the main job with real processes: data, training by either script, testing, the picture."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import mmseg
 import pytest
 from PIL import Image
 from testing_lines import for_own_script
+from testing_processes import run_command
 
 ROOT = Path(__file__).parents[1]
 SAPA = ROOT / 'configs' / 'sapa'
@@ -23,17 +22,7 @@ SHORT = ['train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.che
 
 def python(folder: Path, script: Path, *arguments: object) -> str:
     """Run a script in a folder; return its output."""
-    result = subprocess.run(
-        [sys.executable, str(script), *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, 'OMP_NUM_THREADS': '1'},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout[-4000:]
-    return result.stdout
+    return run_command(folder, sys.executable, script, *arguments)
 
 
 def scalars(work_dir: Path) -> dict:

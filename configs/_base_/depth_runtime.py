@@ -1,4 +1,16 @@
-# mmseg's, with pictures of depth in one scale of colours.
+# mmseg's, with the hooks of its schedules, and pictures of depth in one scale of colours.
 _base_ = 'mmseg::_base_/default_runtime.py'
 
 visualizer = dict(type='DepthVisualizer', max_depth=10.0)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(
+        type='CheckpointHook', by_epoch=False, max_keep_ckpts=3, save_best='abs_rel', rule='less'
+    ),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+    visualization=dict(type='SegVisualizationHook'),
+)

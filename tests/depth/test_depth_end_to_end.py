@@ -1,8 +1,6 @@
 """Depth with real processes: data, both train scripts, resuming, testing, pictures, ONNX."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from mmengine.config import Config
 from PIL import Image
 from testing_configs import ROOT
 from testing_lines import for_own_script
+from testing_processes import run_command as run
 
 from sapa_mm.tools import export
 from sapa_mm.tools.swap import swap
@@ -25,21 +24,6 @@ HCDORN = ROOT / 'configs' / 'dorn' / 'hcdorn-tiny_r18_1xb8-500_toy-161x161.py'
 SHORT = ['train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2']
 NUMBERS = ('d1', 'd2', 'd3', 'abs_rel', 'sq_rel', 'rmse', 'rmse_log', 'log10', 'silog')
 EDGES = ('dbe_acc', 'dbe_comp')
-
-
-def run(folder: Path, *command: object, **env: str) -> str:
-    """Run a command in a folder; return its output."""
-    result = subprocess.run(
-        list(map(str, command)),
-        cwd=folder,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=400,
-    )
-    assert result.returncode == 0, result.stdout[-4000:]
-    return result.stdout
 
 
 def scalars(work_dir: Path) -> dict:

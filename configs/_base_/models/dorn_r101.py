@@ -1,17 +1,8 @@
 # DORN for NYU Depth v2: a ResNet-101 of output stride 8, by dilation, with a stem of three
 # convolutions. The stem, the first stage and all batch normalization keep their ImageNet weights.
-custom_imports = dict(imports=['sapa_mm'], allow_failed_imports=False)
+_base_ = 'depth_estimator.py'
+
 model = dict(
-    type='DepthEstimator',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        # A depth of 0 is unknown; the default of 255 would be 255 metres.
-        seg_pad_val=0,
-    ),
     backbone=dict(
         type='ResNetV1c',
         depth=101,
@@ -38,6 +29,4 @@ model = dict(
         max_depth=10.59,
         align_corners=True,
     ),
-    train_cfg=dict(),
-    test_cfg=dict(mode='whole'),
 )

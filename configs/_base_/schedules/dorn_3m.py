@@ -13,20 +13,4 @@ param_scheduler = [
     dict(type='PolyLR', power=0.9, eta_min=0.0, begin=0, end=iterations, by_epoch=False)
 ]
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=iterations // 100)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(
-        type='CheckpointHook',
-        by_epoch=False,
-        interval=iterations // 100,
-        max_keep_ckpts=3,
-        save_best='abs_rel',
-        rule='less',
-    ),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='SegVisualizationHook'),
-)
+default_hooks = dict(checkpoint=dict(interval=iterations // 100))

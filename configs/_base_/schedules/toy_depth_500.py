@@ -12,14 +12,7 @@ param_scheduler = [
     dict(type='PolyLR', eta_min=0.0, power=0.9, by_epoch=False, begin=30, end=iterations),
 ]
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=iterations)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
 default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=20, log_metric_by_epoch=False),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=100, max_keep_ckpts=1),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='SegVisualizationHook'),
+    logger=dict(interval=20), checkpoint=dict(interval=100, max_keep_ckpts=1, save_best=None)
 )
 randomness = dict(seed=0)
