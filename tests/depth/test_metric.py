@@ -206,8 +206,9 @@ def test_half_precision_and_strides():
 
 @pytest.mark.parametrize('format_only', [False, True])
 def test_predictions_are_written(tmp_path, format_only):
-    pred = np.array([[1.25, 0.0, 9.5]])
-    true = None if format_only else [TRUE]
+    # The parent squeezes what it writes, so that it takes two rows to see how they lie.
+    pred = np.array([[1.25, 0.0, 9.5], [1.0, 2.0, 3.0]])
+    true = None if format_only else np.full((2, 3), 2.0)
     folder = tmp_path / 'predictions'
     options = dict(output_dir=str(folder), depth_scale_factor=1000, format_only=format_only)
     metric = EigenDepthMetric(**options)
@@ -217,7 +218,7 @@ def test_predictions_are_written(tmp_path, format_only):
     assert sorted(path.name for path in folder.iterdir()) == ['scene_1.png', 'scene_2.png']
     written = cv2.imread(str(folder / 'scene_1.png'), cv2.IMREAD_UNCHANGED)
     assert written.dtype == np.uint16
-    np.testing.assert_array_equal(written, [[1250, 0, 9500]])
+    np.testing.assert_array_equal(written, [[1250, 0, 9500], [1000, 2000, 3000]])
     assert metric.format_only is format_only
     assert numbers.keys() == (set() if format_only else set(NAMES))
 
