@@ -17,5 +17,5 @@ model = dict(
         norm_cfg=dict(type='BN', requires_grad=True),
         init_cfg=None,
     ),
-    decode_head=dict(in_channels=128, feature_size=(21, 21), channels=32),
+    decode_head=dict(in_channels=128, feature_size=(21, 21), channels=32, num_bins=32),
 )
