@@ -155,7 +155,7 @@ class DepthBoundaryError(BaseMetric):
     def process(self, data_batch: Mapping, data_samples: Sequence[Mapping]) -> None:
         """Compute the errors of a batch."""
         for sample in data_samples:
-            pred, depth = (x.cpu().float().numpy() for x in known_depth(sample))
+            pred, depth = (x.float().numpy() for x in known_depth(sample))
             known = np.isfinite(depth) & (depth > 0)
             found, true = (
                 depth_edges(np.where(known, x, 0.0), self.min_ratio) for x in (pred, depth)

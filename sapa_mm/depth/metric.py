@@ -173,13 +173,19 @@ def known_depth(sample: Mapping, crop: str | None = None) -> tuple[Tensor, Tenso
         crop: See `EigenDepthMetric`.
 
     Returns:
-        Both (H, W), float, in metres, on the prediction's device.
+        Both (H, W), in metres, on the CPU: not every device has float64.
 
     Raises:
-        ValueError: They differ in size.
+        ValueError: There is no truth, or they differ in size.
     """
-    pred = sample['pred_depth_map']['data'].squeeze(0)
-    depth = sample['gt_depth_map']['data'].squeeze(0).to(pred.device)
+    if 'gt_depth_map' not in sample:
+        raise ValueError(
+            'gt_depth_map: expected a true depth map, as LoadDepthMap gives it, got none for '
+            f"'{sample.get('img_path')}'"
+        )
+    pred, depth = (
+        sample[name]['data'].squeeze(0).cpu() for name in ('pred_depth_map', 'gt_depth_map')
+    )
     if pred.shape != depth.shape:
         raise ValueError(
             f'pred_depth_map: expected the size of the truth, {tuple(depth.shape)}, got '

@@ -72,7 +72,8 @@ class SpacingIncreasingDiscretization:
         Returns:
             int64, from 0 to K - 1.
         """
-        labels = ((depth.double().log() - math.log(self.min_depth)) / self.step).floor().long()
+        wide = depth if depth.dtype == torch.float64 else depth.float()
+        labels = ((wide.log() - math.log(self.min_depth)) / self.step).floor().long()
         return labels.clamp(0, self.num_bins - 1)
 
     def decode(self, labels: Tensor) -> Tensor:
@@ -84,5 +85,5 @@ class SpacingIncreasingDiscretization:
         Returns:
             float32, in metres.
         """
-        middles = labels.clamp(0, self.num_bins - 1).double() + 0.5
-        return (math.log(self.min_depth) + self.step * middles).exp().float()
+        middles = labels.clamp(0, self.num_bins - 1).float() + 0.5
+        return (math.log(self.min_depth) + self.step * middles).exp()

@@ -346,3 +346,9 @@ def test_two_processes_gather(tmp_path):
 
 if __name__ == '__main__':
     judge_share(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+
+
+@pytest.mark.parametrize('kind', [EigenDepthMetric, DepthBoundaryError])
+def test_a_test_set_without_truth(kind):
+    with pytest.raises(ValueError, match=r"gt_depth_map: .*got none for 'scene_9.jpg'"):
+        evaluate([sample(np.ones((4, 5)), name='scene_9.jpg')], kind)
