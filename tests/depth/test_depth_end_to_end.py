@@ -1,6 +1,7 @@
 """Depth with real processes: data, both train scripts, resuming, testing, pictures, ONNX."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -78,13 +79,16 @@ def test_testing_a_checkpoint_repeats_the_validation_and_draws(folder, trained):
 
 
 def test_resuming(folder, trained):
+    # In a copy: it leaves the last checkpoint alone, and other tests want this one.
+    work = folder / 'work' / 'resumed'
+    shutil.copytree(trained, work)
     longer = [option.replace('=2', '=3') for option in SHORT]
     printed = run(
-        folder, sys.executable, TOOLS / 'train.py', SAPA_B, '--work-dir', trained, '--resume',
+        folder, sys.executable, TOOLS / 'train.py', SAPA_B, '--work-dir', work, '--resume',
         '--cfg-options', *longer,
     )  # fmt: skip
     assert 'resumed epoch: 0, iter: 2' in printed
-    assert (trained / 'iter_3.pth').is_file()
+    assert (work / 'iter_3.pth').is_file()
 
 
 @pytest.mark.parametrize('config', [SAPA_B, HCDORN], ids=lambda path: path.stem.split('_')[0])
