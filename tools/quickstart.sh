@@ -50,10 +50,13 @@ install_everything tools "$part"
 
 work=work_dirs/quickstart
 
-# A dataset without depth is made again with it, the rest of it the same.
-if [ ! -d data/toy ] || { [ "$task" = depth ] && [ ! -d data/toy/depth ]; }; then
+layouts=(ade coco)
+[ "$task" = segmentation ] || layouts=(depth)
+if [ ! -d "data/toy/${layouts[0]}" ]; then
     say "Making the toy dataset in data/toy"
-    "$PYTHON" tools/make_toy_dataset.py --out data/toy --force --layouts ade coco depth
+    # What was made for the other task is made again, the same.
+    [ ! -d data/toy ] || layouts=(ade coco depth)
+    "$PYTHON" tools/make_toy_dataset.py --out data/toy --force --layouts "${layouts[@]}"
 fi
 
 # Progress and results; the log in the work_dir has everything.
