@@ -54,9 +54,14 @@ layouts=(ade coco)
 [ "$task" = segmentation ] || layouts=(depth)
 if [ ! -d "data/toy/${layouts[0]}" ]; then
     say "Making the toy dataset in data/toy"
-    # What was made for the other task is made again, the same.
-    [ ! -d data/toy ] || layouts=(ade coco depth)
-    "$PYTHON" tools/make_toy_dataset.py --out data/toy --force --layouts "${layouts[@]}"
+    # Apart, as what was made for the other task stays as it is.
+    "$PYTHON" tools/make_toy_dataset.py --out data/toy.part --force --layouts "${layouts[@]}"
+    if [ -d data/toy ]; then
+        mv "${layouts[@]/#/data/toy.part/}" data/toy/
+        rm -r data/toy.part
+    else
+        mv data/toy.part data/toy
+    fi
 fi
 
 # Progress and results; the log in the work_dir has everything.

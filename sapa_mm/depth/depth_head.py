@@ -11,6 +11,17 @@ from torch import Tensor, nn
 from ..ops.checks import check_positive
 
 
+def known_part(sample: SegDataSample) -> Tensor:
+    """Return a sample's true depth, (1, H, W), with 0, which is unknown, where it was padded."""
+    depth = sample.gt_depth_map.data
+    left, right, top, bottom = sample.metainfo.get('padding_size', (0, 0, 0, 0))
+    height, width = depth.shape[1:]
+    region = ..., slice(top, height - bottom), slice(left, width - right)
+    known = torch.zeros_like(depth)
+    known[region] = depth[region]
+    return known
+
+
 class DepthHead(BaseDecodeHead):
     """Base of the heads that mmseg's ``DepthEstimator`` takes for its ``decode_head``.
 
@@ -87,7 +98,7 @@ class DepthHead(BaseDecodeHead):
                     'batch_data_samples: expected a gt_depth_map in each, as LoadDepthMap gives '
                     f'it, got {", ".join(sample.keys()) or "none"}'
                 )
-        depth = torch.stack([sample.gt_depth_map.data for sample in batch_data_samples])
+        depth = torch.stack([known_part(sample) for sample in batch_data_samples])
         output = self.fit(output, depth.shape[2:])
         losses: dict[str, Tensor] = {}
         modules = self.loss_decode
@@ -95,6 +106,19 @@ class DepthHead(BaseDecodeHead):
             name = str(module.loss_name)
             losses[name] = losses.get(name, 0) + module(output, depth)
         return losses
+
+    def predict(
+        self, inputs: Sequence[Tensor], batch_img_metas: Sequence[Mapping], test_cfg: Mapping
+    ) -> Tensor:
+        """Predict depth, see ``BaseDecodeHead``.
+
+        Raises:
+            ValueError: ``test_cfg`` has the mode ``'slide'``, whose windows mmseg's
+                ``DepthEstimator`` computes and then overwrites by a map of the whole image.
+        """
+        if (test_cfg or {}).get('mode') == 'slide':
+            raise ValueError("test_cfg: expected mode 'whole' or 'slide_flip', got 'slide'")
+        return super().predict(inputs, batch_img_metas, test_cfg)
 
     def predict_by_feat(self, output: Tensor, batch_img_metas: Sequence[Mapping]) -> Tensor:
         """Compute depth of the size of the network's input.

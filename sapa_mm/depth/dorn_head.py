@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ..ops.checks import check_positive_int
 from ..segmentation.clustered_features import ClusteredFeatures
 from .depth_head import DepthHead
-from .ordinal_loss import ordinal_logits
+from .ordinal_loss import OrdinalRegressionLoss, ordinal_logits
 from .sid import SpacingIncreasingDiscretization
 
 
@@ -61,7 +61,8 @@ def with_bounds(loss: Mapping, bounds: Mapping) -> dict:
     Raises:
         ValueError: It has others, by which what is learnt would not be what is decoded.
     """
-    if loss['type'] != 'OrdinalRegressionLoss':
+    kind = loss['type'] if isinstance(loss['type'], type) else MODELS.get(loss['type'])
+    if not (isinstance(kind, type) and issubclass(kind, OrdinalRegressionLoss)):
         return dict(loss)
     for name, bound in bounds.items():
         if loss.get(name, bound) != bound:

@@ -1,5 +1,6 @@
 """How well the edges of predicted depth lie on the true ones, by Koch et al. (2018)."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +12,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter1d
 
 from ..frameworks import require
 from ..ops.checks import check_positive
-from .metric import known_depth
+from .metric import check_crop, known_depth
 
 # The standard deviation, in pixels, by which a map is smoothed before its edges are looked for.
 SIGMA = 1.0
@@ -127,35 +128,39 @@ class DepthBoundaryError(BaseMetric):
     Args:
         min_ratio: See `depth_edges`.
         max_distance: See `boundary_errors`. Default: theirs.
+        crop: See `EigenDepthMetric`.
         collect_device: ``'cpu'`` or ``'gpu'``, see ``BaseMetric``.
         prefix: Prefix of the names, see ``BaseMetric``.
 
     Raises:
         ImportError: scikit-image is not installed.
         TypeError: An argument that is no number.
-        ValueError: ``min_ratio`` is not above 1 or ``max_distance`` not positive; later, a
-            prediction of another size than the truth, or no true edge in any image.
+        ValueError: ``min_ratio`` is not above 1, ``max_distance`` not positive, or an unknown crop;
+            later, a prediction of another size than the truth.
     """
 
     def __init__(
         self,
         min_ratio: float = 1.15,
         max_distance: float = 10.0,
+        crop: str | None = None,
         collect_device: str = 'cpu',
         prefix: str | None = None,
     ):
         super().__init__(collect_device=collect_device, prefix=prefix)
         check_ratio(min_ratio)
         check_positive('max_distance', max_distance)
+        check_crop(crop)
         with require('scikit-image', type(self).__name__, 'scikit-image'):
             import skimage  # noqa: F401  now, and not at the first validation
         self.min_ratio = min_ratio
         self.max_distance = max_distance
+        self.crop = crop
 
     def process(self, data_batch: Mapping, data_samples: Sequence[Mapping]) -> None:
         """Compute the errors of a batch."""
         for sample in data_samples:
-            pred, depth = (x.float().numpy() for x in known_depth(sample))
+            pred, depth = (x.float().numpy() for x in known_depth(sample, self.crop))
             known = np.isfinite(depth) & (depth > 0)
             found, true = (
                 depth_edges(np.where(known, x, 0.0), self.min_ratio) for x in (pred, depth)
@@ -170,19 +175,20 @@ class DepthBoundaryError(BaseMetric):
             results: Those of every image; empty where there is no true edge.
 
         Returns:
-            'dbe_acc' and 'dbe_comp'.
-
-        Raises:
-            ValueError: No image has a true edge.
+            'dbe_acc' and 'dbe_comp'; nothing, with a warning, if no image has a true edge, as
+            those of sparse depth have none.
         """
         judged = [errors for errors in results if errors]
-        if not judged:
-            raise ValueError(
-                f'gt_depth_map: expected depth that jumps by a ratio of {self.min_ratio} in some '
-                f'image, got none in {len(results)}'
-            )
-        acc, comp = np.mean(judged, axis=0).tolist()
         logger = MMLogger.get_current_instance()
+        if not judged:
+            print_log(
+                f'No depth boundary error: in none of {len(results)} images does the true depth '
+                f'jump by a ratio of {self.min_ratio}',
+                logger,
+                logging.WARNING,
+            )
+            return {}
+        acc, comp = np.mean(judged, axis=0).tolist()
         print_log(
             f'Depth boundary error of {len(judged)} images with edges: accuracy {acc:.3f}, '
             f'completeness {comp:.3f} pixels',

@@ -17,6 +17,12 @@ EIGEN_CROP = ((45, 471), (41, 601))
 EIGEN_SIZE = (480, 640)
 
 
+def check_crop(crop: object) -> None:
+    """Raise ValueError unless it is None or ``'eigen'``."""
+    if crop not in (None, 'eigen'):
+        raise ValueError(f"crop: expected None or 'eigen', got {crop!r}")
+
+
 def eigen_region(size: Sequence[int]) -> tuple[slice, slice]:
     """Return Eigen's crop of an image of any size, in proportion to NYU's frames.
 
@@ -96,8 +102,9 @@ class EigenDepthMetric(DepthMetric):
         check_positive('max_depth', max_depth)
         if min_depth >= max_depth:
             raise ValueError(f'max_depth: expected more than {min_depth} m, got {max_depth}')
-        if crop not in (None, 'eigen'):
-            raise ValueError(f"crop: expected None or 'eigen', got {crop!r}")
+        check_crop(crop)
+        if kwargs.get('format_only') and not kwargs.get('output_dir'):
+            raise ValueError('output_dir: expected a folder with format_only=True, got none')
         chosen = self.METRICS if depth_metrics is None else tuple(depth_metrics)
         unknown = [name for name in chosen if name not in self.METRICS]
         if unknown or not chosen:
@@ -189,7 +196,8 @@ def known_depth(sample: Mapping, crop: str | None = None) -> tuple[Tensor, Tenso
     if pred.shape != depth.shape:
         raise ValueError(
             f'pred_depth_map: expected the size of the truth, {tuple(depth.shape)}, got '
-            f"{tuple(pred.shape)} for '{sample.get('img_path')}'; load the truth behind a Resize"
+            f"{tuple(pred.shape)} for '{sample.get('img_path')}'; load the truth behind a Resize, "
+            'and crop nothing'
         )
     region = eigen_region(depth.shape) if crop else (slice(None), slice(None))
     return pred[region], depth[region]

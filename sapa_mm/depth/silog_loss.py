@@ -22,7 +22,8 @@ class ScaleInvariantLogLoss(nn.Module):
             Default: BTS's.
         scale: s. Default: BTS's.
         min_depth: Depth, in metres, must be larger than this to be known. Default: BTS's for NYU.
-        eps: The prediction, in metres, is taken to be this at least. Default: 1e-3.
+        eps: Below this the logarithm of a prediction goes on as its tangent, in metres, so that it
+            is finite at 0 and has a gradient.
         loss_weight: Factor of the loss.
         loss_name: Name in the log.
 
@@ -84,7 +85,9 @@ class ScaleInvariantLogLoss(nn.Module):
             count = known.sum().clamp(min=1)
             # What is unknown becomes equal on both sides, without a gradient.
             true = torch.where(known, depth, 1.0).to(output.dtype)
-            error = torch.where(known, output, 1.0).clamp(min=self.eps).log() - true.log()
+            pred = torch.where(known, output, 1.0)
+            low = (pred - self.eps).clamp(max=0) / self.eps
+            error = pred.clamp(min=self.eps).log() + low - true.log()
             mean = error.sum() / count
             # Written as a sum of squares it cannot become negative by rounding.
             variance = torch.where(known, error - mean, 0.0).square().sum() / count

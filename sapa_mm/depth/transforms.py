@@ -8,6 +8,7 @@ in from outside.
 import random
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmcv.transforms.utils import cache_randomness
@@ -51,8 +52,12 @@ class LoadDepthMap(LoadDepthAnnotation):
         """
         if 'depth_map_path' not in results:
             return results
-        results = super().transform(results)
-        depth, path = results['gt_depth_map'], results['depth_map_path']
+        path = results['depth_map_path']
+        try:
+            results = super().transform(results)
+        except (AttributeError, ValueError, cv2.error) as error:
+            raise ValueError(f"depth_map_path: expected a depth map, got '{path}'") from error
+        depth = results['gt_depth_map']
         size = tuple(results.get('ori_shape') or results['img'].shape)[:2]
         if depth.shape != size:
             raise ValueError(

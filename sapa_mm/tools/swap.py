@@ -254,7 +254,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add('config', metavar='CONFIG', help='config of a segmentor or a detector')
+    add('config', metavar='CONFIG', help='config of a segmentor, depth estimator or detector')
     add(
         '--upsampler',
         type=upsampler_name,

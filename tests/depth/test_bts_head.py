@@ -307,3 +307,25 @@ def test_a_batch_without_depth():
     data = model.data_preprocessor(data, training=False)
     with pytest.raises(ValueError, match='batch_data_samples: expected a gt_depth_map'):
         model(**data, mode='loss')
+
+
+def test_what_is_padded_has_no_depth():
+    # The preprocessor's default pads with 255, which would be metres.
+    model = estimator().eval()
+    head = model.decode_head
+    depth = torch.full((1, 64, 96), 255.0)
+    depth[:, :48, :80] = 3.0
+    meta = dict(img_shape=(64, 96), padding_size=(0, 16, 0, 16))
+    sample = SegDataSample(metainfo=meta)
+    sample.gt_depth_map = PixelData(data=depth)
+    output = torch.rand(1, 1, 64, 96) + 1
+    (loss,) = head.loss_by_feat(output, [sample]).values()
+    expected = head.loss_decode(output[..., :48, :80], depth[None, :, :48, :80])
+    torch.testing.assert_close(loss, expected)
+
+
+def test_mmsegs_faulty_windows_are_refused():
+    model = estimator().eval()
+    model.test_cfg.update(mode='slide', crop_size=(64, 64), stride=(32, 32))
+    with pytest.raises(ValueError, match=r"test_cfg: expected mode 'whole' or 'slide_flip'"):
+        model.test_step(batch((64, 96), n=1))

@@ -8,7 +8,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sapa_mm.depth import DORNHead
+from sapa_mm.depth import DORNHead, OrdinalRegressionLoss
 from sapa_mm.segmentation import HCResNet
 
 NARROW = dict(stem_channels=16, base_channels=8)
@@ -172,6 +172,12 @@ def test_the_loss_gets_the_heads_depths():
     assert [loss.max_depth for loss in several.loss_decode] == [10.59, 10.59]
     with pytest.raises(ValueError, match=r"loss_decode: .*min_depth or the head's, 0.5, got 0.7"):
         make_head(loss_decode=dict(type='OrdinalRegressionLoss', min_depth=0.7), min_depth=0.5)
+
+
+@pytest.mark.parametrize('kind', ['mmseg.OrdinalRegressionLoss', OrdinalRegressionLoss])
+def test_the_loss_by_other_names_gets_them_too(kind):
+    head = make_head(loss_decode=dict(type=kind), min_depth=1.0, max_depth=80.0)
+    assert (head.loss_decode.min_depth, head.loss_decode.max_depth) == (1.0, 80.0)
 
 
 def test_it_is_mmsegs():

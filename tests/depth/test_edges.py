@@ -239,8 +239,19 @@ def test_predictions_where_the_truth_is_unknown_have_no_edges():
 def test_least_ratio_of_the_metric():
     pair = sample(step(31, 1.0, 1.3), step(30, 1.0, 1.3))
     assert evaluate(pair, min_ratio=1.25) == both(1, 1)
-    with pytest.raises(ValueError, match=r'jumps by a ratio of 1\.35 in some image, got none in 1'):
-        evaluate(pair, min_ratio=1.35)
+    # Without a true edge there is nothing to report, and no reason to stop a training.
+    assert evaluate(pair, min_ratio=1.35) == {}
+
+
+def test_the_crop_is_that_of_the_other_metric():
+    # Of 480 x 640 rows 45 to 470 count. The only jump is in the white border, or in the middle.
+    border, middle = np.full((480, 640), 2.0), np.full((480, 640), 2.0)
+    border[:20], middle[:200] = 4.0, 4.0
+    assert evaluate(sample(border, border), crop='eigen') == {}
+    assert evaluate(sample(middle, middle), crop='eigen') == both(0, 0)
+    assert evaluate(sample(border, border)) == both(0, 0)
+    with pytest.raises(ValueError, match=r"crop: expected None or 'eigen', got 'nyu'"):
+        DepthBoundaryError(crop='nyu')
 
 
 def test_images_without_edges_do_not_count():

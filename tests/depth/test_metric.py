@@ -352,3 +352,8 @@ if __name__ == '__main__':
 def test_a_test_set_without_truth(kind):
     with pytest.raises(ValueError, match=r"gt_depth_map: .*got none for 'scene_9.jpg'"):
         evaluate([sample(np.ones((4, 5)), name='scene_9.jpg')], kind)
+
+
+def test_writing_alone_wants_a_folder():
+    with pytest.raises(ValueError, match='output_dir: expected a folder with format_only=True'):
+        EigenDepthMetric(format_only=True)

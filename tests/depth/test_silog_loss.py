@@ -85,6 +85,8 @@ def test_zero_and_tiny_predictions_stay_finite():
     loss = ScaleInvariantLogLoss()(pred, torch.full((1, 1, 2, 2), 2.0))
     loss.backward()
     assert loss.isfinite() and pred.grad.isfinite().all()
+    # They are pulled up, and not left where they are.
+    assert (pred.grad.flatten()[:2] < 0).all()
 
 
 def test_half_precision_is_computed_in_float32():

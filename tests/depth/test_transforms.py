@@ -375,3 +375,11 @@ def test_data_that_a_loader_batches(tmp_path):
         batch = next(iter(Runner.build_dataloader(loader, seed=0)))
     assert len(batch['inputs']) == len(batch['data_samples']) == 8
     assert {tuple(image.shape) for image in batch['inputs']} == {(3, 160, 160)}
+
+
+def test_a_file_that_is_no_depth_map(tmp_path):
+    path = tmp_path / 'broken.png'
+    path.write_bytes(b'no image')
+    results = dict(img=np.zeros((4, 5, 3), np.uint8), depth_map_path=str(path), seg_fields=[])
+    with pytest.raises(ValueError, match=r'depth_map_path: expected a depth map, got .*broken.png'):
+        LoadDepthMap().transform(results)

@@ -61,6 +61,6 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = [
     dict(type='EigenDepthMetric', min_depth=1e-3, max_depth=10.0, crop='eigen'),
-    dict(type='DepthBoundaryError'),
+    dict(type='DepthBoundaryError', crop='eigen'),
 ]
 test_evaluator = val_evaluator
