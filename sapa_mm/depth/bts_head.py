@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.checks import check_int
+from ..ops.layout import accumulation_dtype
 from ..upsamplers import GuidedHost, build_steps
 from .depth_head import DepthHead
 from .planar_guidance import local_planar_guidance
@@ -194,7 +195,7 @@ class GuidedBTSHead(GuidedHost, DepthHead):
         depth1 = self.reduce1(x).sigmoid()
         depths = [depth.to(x.dtype) for depth in (depth1, depth2, depth4, depth8)]
         x = self.conv_depth(self.conv1(torch.cat([x, *depths], dim=1)))
-        wide = x if x.dtype == torch.float64 else x.float()
+        wide = x.to(accumulation_dtype(x.dtype))
         return self.max_depth * wide.sigmoid()
 
     @staticmethod

@@ -123,12 +123,13 @@ class EigenDepthMetric(DepthMetric):
         if self.format_only:
             return
         for sample in data_samples:
-            name = sample.get('img_path')
             pred, depth = known_depth(sample, self.crop)
             inside = (depth > self.min_depth_eval) & (depth < self.max_depth_eval)
             pred, depth = pred[inside], depth[inside]
             if pred.isnan().any():
-                raise ValueError(f"pred_depth_map: expected depth, got NaN for '{name}'")
+                raise ValueError(
+                    f"pred_depth_map: expected depth, got NaN for '{sample.get('img_path')}'"
+                )
             pred = pred.clamp(self.min_depth_eval, self.max_depth_eval)
             # mmengine drops a None, and then counts an image that a sampler repeats twice.
             self.results.append(depth_errors(pred, depth) if depth.numel() else {})

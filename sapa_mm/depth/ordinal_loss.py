@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.checks import check_positive
+from ..ops.layout import accumulation_dtype
 from .sid import SpacingIncreasingDiscretization
 
 
@@ -83,7 +84,7 @@ class OrdinalRegressionLoss(nn.Module):
         with torch.autocast(output.device.type, enabled=False):
             known = (depth[:, 0] > 0) & depth[:, 0].isfinite()
             # What is unknown goes no further, and labels are compared, not written out for every k.
-            output = output if output.dtype == torch.float64 else output.float()
+            output = output.to(accumulation_dtype(output.dtype))
             logits = ordinal_logits(output).movedim(1, -1)[known]
             bins = SpacingIncreasingDiscretization(self.min_depth, self.max_depth, scores // 2)
             labels = bins.encode(depth[:, 0][known])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..ops.checks import check_map, check_positive_int
+from ..ops.layout import accumulation_dtype
 
 # The smallest denominator: depth is 20 times the plane's distance at most. A ray that runs along
 # the plane would see it at infinity, and one beyond that behind the camera.
@@ -47,7 +48,7 @@ def local_planar_guidance(planes: Tensor, ratio: int) -> Tensor:
         raise ValueError(f'planes: expected 3 channels, got {planes.shape[1]}')
     check_positive_int('ratio', ratio)
     with torch.autocast(planes.device.type, enabled=False):
-        wide = planes if planes.dtype == torch.float64 else planes.float()
+        wide = planes.to(accumulation_dtype(planes.dtype))
         a, b, distance = wide.sigmoid().split(1, dim=1)
         theta, phi = a * (math.pi / 3), b * (2 * math.pi)
         normal = torch.cat([theta.sin() * phi.cos(), theta.sin() * phi.sin(), theta.cos()], dim=1)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..ops.checks import check_positive, check_positive_int
+from ..ops.layout import accumulation_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ class SpacingIncreasingDiscretization:
         Returns:
             int64, from 0 to K - 1.
         """
-        wide = depth if depth.dtype == torch.float64 else depth.float()
+        wide = depth.to(accumulation_dtype(depth.dtype))
         labels = ((wide.log() - math.log(self.min_depth)) / self.step).floor().long()
         return labels.clamp(0, self.num_bins - 1)
 

@@ -5,6 +5,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from ..ops.checks import check_positive
+from ..ops.layout import accumulation_dtype
 
 
 @MODELS.register_module()
@@ -80,7 +81,7 @@ class ScaleInvariantLogLoss(nn.Module):
                 f'{tuple(output.shape)}'
             )
         with torch.autocast(output.device.type, enabled=False):
-            output = output if output.dtype == torch.float64 else output.float()
+            output = output.to(accumulation_dtype(output.dtype))
             known = (depth > self.min_depth) & depth.isfinite()
             count = known.sum().clamp(min=1)
             # What is unknown becomes equal on both sides, without a gradient.
