@@ -260,7 +260,7 @@ def forward(
         channels=value.shape[1],
         embed=key.shape[1],
         tensors=dict(query=query, key=key, value=value, out=out),
-        values=dict(inverse_temperature=1.0 / temperature, eps=eps),
+        scalars=dict(inverse_temperature=1.0 / temperature, eps=eps),
         constants=dict(NORMALIZATION=normalization, BORDER=border, SCALED=scaled),
     )
 
@@ -313,14 +313,13 @@ def backward(
         channels=value.shape[1],
         embed=key.shape[1],
         tensors=dict(grad=grad, query=query, key=key, value=value, grad_query=grad_query),
-        values=dict(
+        pointers=dict(
             weights_ptr=weights,
             grad_scores_ptr=grad_scores,
             weights_scale_ptr=weights_scale,
             grad_scores_scale_ptr=grad_scores_scale,
-            inverse_temperature=1.0 / temperature,
-            eps=eps,
         ),
+        scalars=dict(inverse_temperature=1.0 / temperature, eps=eps),
         constants=dict(NORMALIZATION=normalization, BORDER=border, SCALED=scaled),
     )
     weights, grad_scores = weights.movedim(3, 1), grad_scores.movedim(3, 1)

@@ -192,7 +192,7 @@ def forward(
         channels=value.shape[1] // groups,
         groups=groups,
         tensors=dict(weights=weights, value=value, out=out),
-        values=dict(factor=factor),
+        scalars=dict(factor=factor),
     )
 
 
@@ -235,7 +235,8 @@ def backward(
         channels=out.shape[1] // groups,
         groups=groups,
         tensors=dict(weights=weights, grad=grad, out=target),
-        values=dict(factor=factor, scale_ptr=scale),
+        pointers=dict(scale_ptr=scale),
+        scalars=dict(factor=factor),
         constants=dict(MARGIN=margin, SCALED=scale is not None),
         margin=margin,
     )

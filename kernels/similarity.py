@@ -84,5 +84,5 @@ def forward(
         channels=key.shape[1] // groups,
         groups=groups,
         tensors=dict(query=query, key=key, out=out),
-        values=dict(factor=factor),
+        scalars=dict(factor=factor),
     )

@@ -1,0 +1,453 @@
+"""Embedding: LayerNorm over channels and a projection, with a gate, in one pass over a map.
+
+A program owns some pixels, numbered row by row, and holds all their channels where these are no
+more than a block; so the map is read once, in whatever layout it lies, and neither its LayerNorm
+nor the embedding before the gate ever is in memory.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import tuning
+from .launch import Device, Launch, Plan, run
+from .window import Rows, advance, dot, load_rows, store_rows
+
+#: No kernel is compiled anew for these.
+UNSPECIALIZED = ('cells_y', 'cells_x', 'high_y', 'high_x', 'tiles', 'images', 'parts')
+
+
+class Entry(NamedTuple):
+    """One choice: pixels of a program, warps of 32 threads, pipeline stages."""
+
+    pixels: int
+    num_warps: int
+    num_stages: int
+
+
+ENTRIES = (
+    Entry(32, 4, 2),
+    Entry(64, 8, 2),
+    Entry(64, 4, 2),
+    Entry(16, 4, 2),  # more programs for small maps
+)
+#: All channels of a program's pixels are held at once up to this size, and else so many at a time.
+MAX_TILE_BYTES = 2**15
+BLOCK_C = 128
+#: Sums over all pixels are made in parts: so many channels by up to 64 of the embedding, by about
+#: so many programs in all, each of at least so many pixels.
+PARTS_BLOCK_C = 128
+PARTS_PER_PROCESSOR = 1
+PART_PIXELS = 512
+
+
+@triton.jit
+def flat_rows(tensor, image, index, inside):
+    """Find the `Rows` of pixels of an image of a `Strided` tensor, numbered row by row.
+
+    Args:
+        tensor: Its rows of pixels lie in memory without gaps: stride_h is W * stride_w.
+        image: The number of the image, int64.
+        index: (P,), numbers of the pixels.
+        inside: (P,), whether there are such ones.
+    """
+    tensor = advance(tensor, image, 0)
+    return Rows(tensor.ptr, index.to(tl.int64) * tensor.stride_w, inside, tensor.stride_c)
+
+
+@triton.jit
+def flat_parents(index, high_y, high_x, cells_y, cells_x):
+    """Find the parents of pixels, all numbered row by row; the first of those that are not there."""
+    row = tl.minimum(index // high_x, high_y - 1)
+    return (row * cells_y // high_y) * cells_x + index % high_x * cells_x // high_x
+
+
+@triton.jit
+def load_vector(ptr, start, length, BLOCK: tl.constexpr):
+    """Read BLOCK of ``length`` parameters from ``start`` as float32; 0 where none is."""
+    place = start + tl.arange(0, BLOCK)
+    return tl.load(ptr + place, mask=place < length, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_matrix(ptr, row, rows, column, columns, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Read a block of a matrix (rows, columns) from ``row`` and ``column``; 0 where nothing is."""
+    r, c = row + tl.arange(0, BLOCK_R), column + tl.arange(0, BLOCK_C)
+    mask = (r < rows)[:, None] & (c < columns)[None, :]
+    return tl.load(ptr + r[:, None] * columns + c[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def moments(block, start, channels, BLOCK_C: tl.constexpr):
+    """Compute how many of ``channels`` are in a block, their mean, and the sum of squares about it.
+
+    Args:
+        block: (P, BLOCK_C), channels from ``start``.
+        start: The first channel.
+        channels: Channels that there are.
+        BLOCK_C: Those of a block.
+    """
+    wide = block.to(tl.float32)
+    count = tl.minimum(channels - start, BLOCK_C).to(tl.float32)
+    mean = tl.sum(wide, 1) / count
+    there = start + tl.arange(0, BLOCK_C) < channels
+    centred = tl.where(there[None, :], wide - mean[:, None], 0.0)
+    return count, mean, tl.sum(centred * centred, 1)
+
+
+@triton.jit
+def all_moments(rows, channels, BLOCK_C: tl.constexpr):
+    """Compute mean and sum of squares about it of `Rows`, BLOCK_C channels at a time.
+
+    Chan et al.'s update of the two: nothing cancels where the mean is large.
+    """
+    seen, mean, squares = moments(load_rows(rows, 0, channels, BLOCK_C), 0, channels, BLOCK_C)
+    for c in range(BLOCK_C, channels, BLOCK_C):
+        block = load_rows(rows, c, channels, BLOCK_C)
+        count, block_mean, block_squares = moments(block, c, channels, BLOCK_C)
+        step = block_mean - mean
+        total = seen + count
+        mean += step * (count / total)
+        squares += block_squares + step * step * (seen * count / total)
+        seen = total
+    return mean, squares
+
+
+@triton.jit
+def standardize(block, mean, reciprocal):
+    """Subtract the mean of each row and multiply by the reciprocal deviation, in float32."""
+    wide = block.to(tl.float32)
+    if mean is not None:
+        wide = (wide - mean[:, None]) * reciprocal[:, None]
+    return wide
+
+
+@triton.jit
+def affine(x, norm_weight_ptr, norm_bias_ptr, start, channels, BLOCK_C: tl.constexpr):
+    """Apply the affine part of the LayerNorm, as far as there is one, to channels from ``start``."""
+    if norm_weight_ptr is not None:
+        x *= load_vector(norm_weight_ptr, start, channels, BLOCK_C)[None, :]
+    if norm_bias_ptr is not None:
+        x += load_vector(norm_bias_ptr, start, channels, BLOCK_C)[None, :]
+    return x
+
+
+@triton.jit
+def gate_of(gate, image, cells, inside):
+    """Read the gates sigmoid(z) of pixels at their parents, (P,) in float32."""
+    rows = flat_rows(gate, image, cells, inside)
+    logits = tl.load(rows.ptr + rows.offsets, mask=inside, other=0.0).to(tl.float32)
+    return 1.0 / (1.0 + tl.exp(-logits))
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def embedding_fwd_kernel(
+    x,
+    weight_ptr,
+    bias_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    gate,
+    addend,
+    out,
+    statistics_ptr,
+    images,
+    channels,
+    embed,
+    high_y,
+    high_x,
+    cells_y,
+    cells_x,
+    tiles,
+    eps,
+    NORMALIZE: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """out = LN(x) W^T + b, or with g = sigmoid(gate) and s = addend g (LN(x) W^T + b) + (1 - g) s.
+
+    x (N, C, H, W), out (N, D, H, W), gate (N, 1, h, w) and addend (N, D, h, w) are `Strided`, and
+    the latter two, like the parameters, may be None; the weight is (D, C), contiguous. Pixels take
+    gate and addend of their parents. statistics (2, N, H, W), contiguous, receives the mean of each
+    pixel and its reciprocal deviation. One program owns BLOCK_P pixels of an image. The grid is
+    (N * tiles,).
+    """
+    program = tl.program_id(0)
+    image = (program // tiles).to(tl.int64)
+    index = program % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
+    inside = index < high_y * high_x
+    rows, out_rows = flat_rows(x, image, index, inside), flat_rows(out, image, index, inside)
+    dtype: tl.constexpr = x.ptr.dtype.element_ty
+
+    block = load_rows(rows, 0, channels, BLOCK_C)
+    mean = None
+    reciprocal = None
+    if NORMALIZE:
+        if ONE_BLOCK:
+            _, mean, squares = moments(block, 0, channels, BLOCK_C)
+        else:
+            mean, squares = all_moments(rows, channels, BLOCK_C)
+        reciprocal = 1.0 / tl.sqrt(squares / channels + eps)
+        if statistics_ptr is not None:
+            pixel = image * (high_y * high_x) + index
+            tl.store(statistics_ptr + pixel, mean, mask=inside)
+            half = images.to(tl.int64) * (high_y * high_x)
+            tl.store(statistics_ptr + half + pixel, reciprocal, mask=inside)
+    if weight_ptr is None:
+        for c in range(0, channels, BLOCK_C):
+            if not ONE_BLOCK:
+                block = load_rows(rows, c, channels, BLOCK_C)
+            values = standardize(block, mean, reciprocal)
+            values = affine(values, norm_weight_ptr, norm_bias_ptr, c, channels, BLOCK_C)
+            values = mix(values, gate, addend, image, index, inside, c, channels, high_y, high_x,
+                         cells_y, cells_x, BLOCK_C)  # fmt: skip
+            store_rows(out_rows, c, channels, values, BLOCK_C)
+    else:
+        operand = standardize(block, mean, reciprocal)
+        operand = affine(operand, norm_weight_ptr, norm_bias_ptr, 0, channels, BLOCK_C).to(dtype)
+        for d in range(0, embed, BLOCK_D):
+            w = load_matrix(weight_ptr, d, embed, 0, channels, BLOCK_D, BLOCK_C).to(dtype)
+            values = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
+            values = dot(operand, tl.trans(w), values, PRECISION)
+            if not ONE_BLOCK:
+                for c in range(BLOCK_C, channels, BLOCK_C):
+                    more = standardize(load_rows(rows, c, channels, BLOCK_C), mean, reciprocal)
+                    more = affine(more, norm_weight_ptr, norm_bias_ptr, c, channels, BLOCK_C)
+                    w = load_matrix(weight_ptr, d, embed, c, channels, BLOCK_D, BLOCK_C).to(dtype)
+                    values = dot(more.to(dtype), tl.trans(w), values, PRECISION)
+            if bias_ptr is not None:
+                values += load_vector(bias_ptr, d, embed, BLOCK_D)[None, :]
+            values = mix(values, gate, addend, image, index, inside, d, embed, high_y, high_x,
+                         cells_y, cells_x, BLOCK_D)  # fmt: skip
+            store_rows(out_rows, d, embed, values, BLOCK_D)
+
+
+@triton.jit
+def mix(
+    values,
+    gate,
+    addend,
+    image,
+    index,
+    inside,
+    start,
+    embed,
+    high_y,
+    high_x,
+    cells_y,
+    cells_x,
+    BLOCK_D: tl.constexpr,
+):
+    """Mix an embedding with the addend of the pixels' parents by the gate, as far as there are any.
+
+    Args:
+        values: (P, BLOCK_D), channels from ``start`` of ``embed``.
+        gate: `Strided` (N, 1, h, w), or None.
+        addend: `Strided` (N, D, h, w), or None.
+        image: The number of the image.
+        index: (P,), numbers of the pixels.
+        inside: (P,), whether there are such ones.
+        start: The first channel.
+        embed: Channels that there are.
+        high_y: Rows of pixels.
+        high_x: Columns of pixels.
+        cells_y: Rows of cells.
+        cells_x: Columns of cells.
+        BLOCK_D: Channels of a block.
+    """
+    if addend is not None:
+        cells = flat_parents(index, high_y, high_x, cells_y, cells_x)
+        more = load_rows(flat_rows(addend, image, cells, inside), start, embed, BLOCK_D)
+        more = more.to(tl.float32)
+        if gate is None:
+            values += more
+        else:
+            g = gate_of(gate, image, cells, inside)[:, None]
+            values = g * values + (1.0 - g) * more
+    return values
+
+
+def flat(x: Tensor | None) -> Tensor | None:
+    """Return a map whose rows of pixels follow each other in memory: itself, if they do."""
+    if x is None or x.shape[2] == 1 or x.stride(2) == x.shape[3] * x.stride(3):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def contiguous(x: Tensor | None) -> Tensor | None:
+    """Return a parameter as the kernels read it."""
+    return None if x is None else x.contiguous()
+
+
+class _Request(NamedTuple):
+    """All that the blocks of a kernel over pixels depend on."""
+
+    images: int
+    pixels: int  # of an image
+    channels: int
+    embed: int
+    channels_last: bool
+    projected: bool
+
+
+class _Problem(NamedTuple):
+    """What the best blocks depend on."""
+
+    dtype: torch.dtype
+    precision: str
+    channels_last: bool
+    channels: int
+    embed: int
+    projected: bool
+    magnitude: int  # of the number of pixels: which power of 4
+
+
+def plan(
+    kernel: triton.JITFunction,
+    request: _Request,
+    dtype: torch.dtype,
+    constants: dict[str, object],
+    device: Device,
+) -> Plan:
+    """Plan a launch over all pixels of a map, see `launch.run`."""
+    names = kernel.arg_names
+    itemsize = dtype.itemsize
+    problem = _Problem(
+        dtype=dtype,
+        precision=str(constants['PRECISION']),
+        channels_last=request.channels_last,
+        channels=request.channels,
+        embed=request.embed,
+        projected=request.projected,
+        magnitude=(request.images * request.pixels).bit_length() // 2,
+    )
+    launches = {}
+    for entry in ENTRIES:
+        whole = tuning.power_of_2(request.channels)
+        block_c = whole if whole * entry.pixels * itemsize <= MAX_TILE_BYTES else BLOCK_C
+        blocks = dict(
+            ONE_BLOCK=block_c >= request.channels,
+            BLOCK_P=entry.pixels,
+            BLOCK_C=block_c,
+            BLOCK_D=min(64, tuning.power_of_2(request.embed)),
+        )
+        tiles = -(-request.pixels // entry.pixels)
+        programs = request.images * tiles
+        arguments: dict[str, object] = dict(tiles=tiles)
+        if 'parts' in names:
+            blocks['BLOCK_C'] = min(block_c, PARTS_BLOCK_C)
+            chunks = -(-request.channels // blocks['BLOCK_C'])
+            if request.projected:
+                chunks *= -(-request.embed // blocks['BLOCK_D'])
+            arguments['parts'] = parts_of(request, device)
+            programs = arguments['parts'] * chunks
+        warps = entry.num_warps * 32 // device.warp_size
+        given = constants | {k: v for k, v in blocks.items() if k in names}
+        item = Launch(kernel, programs, arguments, given, warps, entry.num_stages)
+        launches.setdefault((*blocks.values(), warps, entry.num_stages), item)
+    return problem, tuple(launches.values())
+
+
+def parts_of(request: _Request, device: Device) -> int:
+    """Return among how many programs the pixels are shared out that sum over all of them."""
+    least = -(-request.images * request.pixels // PART_PIXELS)
+    return max(1, min(PARTS_PER_PROCESSOR * device.processors, least))
+
+
+def request_of(x: Tensor, embed: int, projected: bool) -> _Request:
+    """Return the request of a call, from its map."""
+    n, c, height, width = x.shape
+    return _Request(n, height * width, c, embed, x.stride(1) == 1, projected)
+
+
+def start(
+    kernel: triton.JITFunction,
+    x: Tensor,
+    embed: int,
+    low: Tensor | None,
+    *,
+    tensors: dict[str, Tensor | None],
+    pointers: dict[str, Tensor | None],
+    scalars: dict[str, object] | None = None,
+    constants: dict[str, object],
+) -> None:
+    """Launch a kernel over all pixels of a map.
+
+    Args:
+        kernel: The kernel.
+        x: The map (N, C, H, W).
+        embed: D.
+        low: Gate or addend (N, *, h, w), if there is one.
+        tensors: As `launch.run` has them.
+        pointers: Likewise.
+        scalars: Likewise.
+        constants: Likewise.
+    """
+    n, c, height, width = x.shape
+    cells_y, cells_x = (height, width) if low is None else low.shape[2:]
+    sizes = dict(images=n, channels=c, embed=embed, high_y=height, high_x=width)
+    sizes |= dict(cells_y=cells_y, cells_x=cells_x, **(scalars or {}))
+    names = kernel.arg_names
+    run(
+        kernel,
+        plan,
+        request_of(x, embed, pointers.get('weight_ptr') is not None),
+        x,
+        tensors,
+        pointers,
+        {name: size for name, size in sizes.items() if name in names},
+        constants,
+    )
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    gate: Tensor | None,
+    addend: Tensor | None,
+    out: Tensor,
+    statistics: Tensor | None,
+    normalize: bool,
+    eps: float,
+) -> None:
+    """Write the embedding of ``x``.
+
+    Args:
+        x: (N, C, H, W), float16, bfloat16 or float32, any strides.
+        weight: (D, C), of that dtype or float32. Without one nothing is projected.
+        bias: (D,), likewise, or None.
+        norm_weight: (C,), of the LayerNorm, likewise.
+        norm_bias: (C,), likewise.
+        gate: (N, 1, h, w), logits, in the dtype of ``x``, or None.
+        addend: (N, D, h, w), likewise.
+        out: (N, D, H, W), written to.
+        statistics: (2, N, H, W), float32, contiguous, written to: the pixels' means and reciprocal
+            deviations. With None they are not kept.
+        normalize: Whether there is a LayerNorm.
+        eps: Its addend to the variance.
+    """
+    start(
+        embedding_fwd_kernel,
+        x,
+        out.shape[1],
+        addend,
+        tensors=dict(x=flat(x), gate=flat(gate), addend=flat(addend), out=out),
+        pointers=dict(
+            weight_ptr=contiguous(weight),
+            bias_ptr=contiguous(bias),
+            norm_weight_ptr=contiguous(norm_weight),
+            norm_bias_ptr=contiguous(norm_bias),
+            statistics_ptr=statistics,
+        ),
+        scalars=dict(eps=eps),
+        constants=dict(NORMALIZE=normalize),
+    )
