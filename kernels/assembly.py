@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
-from .launch import launch
+from .launch import plan_tiles, run, tiles_of
 from .window import (
     UNSPECIALIZED,
     Points,
@@ -183,16 +183,17 @@ def forward(
         groups: G, blocks of channels with weights of their own.
         factor: What the sums are multiplied by.
     """
-    launch(
+    channels = value.shape[1] // groups
+    tiles = tiles_of(tuning.FORWARD, weights, value, kernel_size, channels, groups)
+    run(
         assembly_fwd_kernel,
-        tuning.FORWARD,
-        weights,
+        plan_tiles,
+        tiles,
         value,
-        kernel_size=kernel_size,
-        channels=value.shape[1] // groups,
-        groups=groups,
-        tensors=dict(weights=weights, value=value, out=out),
-        scalars=dict(factor=factor),
+        dict(weights=weights, value=value, out=out),
+        {},
+        dict(channels=channels, groups=groups, factor=factor),
+        {},
     )
 
 
@@ -226,19 +227,17 @@ def backward(
         (n, c, height, width) = out.shape
         size = (n, c, height + 2 * margin, width + 2 * margin)
         target = torch.empty(size, dtype=torch.float32, device=out.device)
-    launch(
+    channels = out.shape[1] // groups
+    tiles = tiles_of(tuning.TRANSPOSE, grad, out, kernel_size, channels, groups)
+    run(
         assembly_bwd_kernel,
-        tuning.TRANSPOSE,
-        grad,
+        plan_tiles,
+        tiles._replace(margin=margin),
         out,
-        kernel_size=kernel_size,
-        channels=out.shape[1] // groups,
-        groups=groups,
-        tensors=dict(weights=weights, grad=grad, out=target),
-        pointers=dict(scale_ptr=scale),
-        scalars=dict(factor=factor),
-        constants=dict(MARGIN=margin, SCALED=scale is not None),
-        margin=margin,
+        dict(weights=weights, grad=grad, out=target),
+        dict(scale_ptr=scale),
+        dict(channels=channels, groups=groups, factor=factor),
+        dict(MARGIN=margin, SCALED=scale is not None),
     )
     if margin:
         out.copy_(fold_margin(target, margin))

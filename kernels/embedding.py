@@ -13,8 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
+from .flat import flat, flat_rows
 from .launch import Device, Launch, Plan, run
-from .window import Rows, advance, dot, load_rows, store_rows
+from .window import dot, load_rows, store_rows
 
 #: No kernel is compiled anew for these.
 UNSPECIALIZED = ('cells_y', 'cells_x', 'high_y', 'high_x', 'tiles', 'images', 'parts')
@@ -30,9 +31,14 @@ class Entry(NamedTuple):
 
 ENTRIES = (
     Entry(32, 4, 2),
+    Entry(32, 8, 2),
     Entry(64, 8, 2),
     Entry(64, 4, 2),
     Entry(16, 4, 2),  # more programs for small maps
+    Entry(128, 8, 2),
+    Entry(32, 4, 1),
+    Entry(32, 4, 3),
+    Entry(64, 8, 3),
 )
 #: All channels of a program's pixels are held at once up to this size, and else so many at a time.
 MAX_TILE_BYTES = 2**15
@@ -42,20 +48,6 @@ BLOCK_C = 128
 PARTS_BLOCK_C = 128
 PARTS_PER_PROCESSOR = 1
 PART_PIXELS = 512
-
-
-@triton.jit
-def flat_rows(tensor, image, index, inside):
-    """Find the `Rows` of pixels of an image of a `Strided` tensor, numbered row by row.
-
-    Args:
-        tensor: Its rows of pixels lie in memory without gaps: stride_h is W * stride_w.
-        image: The number of the image, int64.
-        index: (P,), numbers of the pixels.
-        inside: (P,), whether there are such ones.
-    """
-    tensor = advance(tensor, image, 0)
-    return Rows(tensor.ptr, index.to(tl.int64) * tensor.stride_w, inside, tensor.stride_c)
 
 
 @triton.jit
@@ -273,13 +265,6 @@ def mix(
     return values
 
 
-def flat(x: Tensor | None) -> Tensor | None:
-    """Return a map whose rows of pixels follow each other in memory: itself, if they do."""
-    if x is None or x.shape[2] == 1 or x.stride(2) == x.shape[3] * x.stride(3):
-        return x
-    return x.clone(memory_format=torch.contiguous_format)
-
-
 def contiguous(x: Tensor | None) -> Tensor | None:
     """Return a parameter as the kernels read it."""
     return None if x is None else x.contiguous()
@@ -312,7 +297,7 @@ def plan(
     kernel: triton.JITFunction,
     request: _Request,
     dtype: torch.dtype,
-    constants: dict[str, object],
+    constants: tuple[tuple[str, object], ...],
     device: Device,
 ) -> Plan:
     """Plan a launch over all pixels of a map, see `launch.run`."""
@@ -320,7 +305,7 @@ def plan(
     itemsize = dtype.itemsize
     problem = _Problem(
         dtype=dtype,
-        precision=str(constants['PRECISION']),
+        precision=str(dict(constants)['PRECISION']),
         channels_last=request.channels_last,
         channels=request.channels,
         embed=request.embed,
@@ -348,7 +333,7 @@ def plan(
             arguments['parts'] = parts_of(request, device)
             programs = arguments['parts'] * chunks
         warps = entry.num_warps * 32 // device.warp_size
-        given = constants | {k: v for k, v in blocks.items() if k in names}
+        given = {k: v for k, v in (*constants, *blocks.items()) if k in names}
         item = Launch(kernel, programs, arguments, given, warps, entry.num_stages)
         launches.setdefault((*blocks.values(), warps, entry.num_stages), item)
     return problem, tuple(launches.values())

@@ -15,9 +15,7 @@ from .embedding import (
     UNSPECIALIZED,
     affine,
     contiguous,
-    flat,
     flat_parents,
-    flat_rows,
     gate_of,
     load_matrix,
     load_vector,
@@ -26,6 +24,7 @@ from .embedding import (
     standardize,
     start,
 )
+from .flat import flat, flat_rows
 from .launch import Fixed, device_of, plan_fixed, run
 from .window import dot, first_child, load_rows, store_rows
 
@@ -249,7 +248,9 @@ def embedding_sums_kernel(
         row = d + tl.arange(0, BLOCK_D)
         place = (part * embed + row)[:, None] * channels + channel[None, :]
         tl.store(sums_ptr + place, sums, mask=(row < embed)[:, None] & there[None, :])
-        tl.store(grad_sums_ptr + part * embed + row, grad_sums, mask=row < tl.where(c == 0, embed, 0))
+        tl.store(
+            grad_sums_ptr + part * embed + row, grad_sums, mask=row < tl.where(c == 0, embed, 0)
+        )
     else:
         tl.store(sums_ptr + part * channels + channel, sums, mask=there)
         tl.store(grad_sums_ptr + part * channels + channel, grad_sums, mask=there)

@@ -89,6 +89,11 @@ def device_of(x: Tensor) -> Device:
     return _recorder.device if _recorder else _device(x.device)
 
 
+def precision_of(dtype: torch.dtype) -> str:
+    """What the products of a dtype are computed in: 'ieee' or 'tf32', which is for float32 alone."""
+    return float32_precision() if dtype == torch.float32 else 'ieee'
+
+
 def float32_precision() -> str:
     """What a product of float32 matrices is computed in, as torch's own: 'ieee' or 'tf32'."""
     matmul = torch.backends.cuda.matmul
@@ -100,18 +105,30 @@ def float32_precision() -> str:
     return 'tf32' if allowed and torch.version.hip is None else 'ieee'
 
 
-class _Request(NamedTuple):
-    """All that the sizes of a launch over tiles depend on."""
+class Tiles(NamedTuple):
+    """The tiles of a launch over a low-resolution map, and all that their sizes depend on.
+
+    Attributes:
+        table: The sizes they may have.
+        kernel_size: K.
+        high: (Hg, Wg).
+        low: (H, W).
+        images: N, times the groups of channels that have programs of their own.
+        channels: Of one group.
+        embed: Channels of query and key.
+        channels_last: Whether channels lie innermost in the maps that take the most time.
+        margin: Rows and columns around the low-resolution map that have tiles as well.
+    """
 
     table: Table
     kernel_size: int
     high: tuple[int, int]
     low: tuple[int, int]
-    margin: int
-    images: int  # times groups
+    images: int
     channels: int
-    embed: int
-    channels_last: bool
+    embed: int = 1
+    channels_last: bool = True
+    margin: int = 0
 
 
 #: How a kernel may be launched: what the choice depends on, and a launch for each choice, of which
@@ -119,11 +136,12 @@ class _Request(NamedTuple):
 Plan = tuple[object, tuple[Launch, ...]]
 
 
+@functools.lru_cache(maxsize=4096)
 def plan_tiles(
     kernel: triton.JITFunction,
-    request: _Request,
+    request: Tiles,
     dtype: torch.dtype,
-    constants: dict[str, object],
+    constants: tuple[tuple[str, object], ...],
     device: Device,
 ) -> Plan:
     """Plan a launch over all tiles of a low-resolution map.
@@ -135,12 +153,13 @@ def plan_tiles(
         constants: The kernel's, without those of the tile.
         device: What it is for.
     """
+    given = dict(constants)
     table, (height, width), (high_y, high_x) = request.table, request.low, request.high
     slots = (-(-high_y // height), -(-high_x // width))
     rows, columns = height + 2 * request.margin, width + 2 * request.margin
     problem = Problem(
         dtype=dtype,
-        precision=str(constants['PRECISION']),
+        precision=str(given['PRECISION']),
         channels_last=request.channels_last,
         kernel_size=request.kernel_size,
         slots=slots,
@@ -181,7 +200,7 @@ def plan_tiles(
             kernel,
             programs,
             arguments | sizes,
-            constants | {name: size for name, size in blocks.items() if name in names},
+            given | {name: size for name, size in blocks.items() if name in names},
             entry.num_warps,
             entry.num_stages,
         )
@@ -190,56 +209,28 @@ def plan_tiles(
     return problem, tuple(prepare(*candidate) for candidate in found)
 
 
-def launch(
-    kernel: triton.JITFunction,
-    table: Table,
-    high: Tensor,
-    low: Tensor,
-    *,
-    kernel_size: int,
-    channels: int,
-    groups: int = 1,
-    embed: int = 1,
-    tensors: dict[str, Tensor],
-    pointers: dict[str, Tensor | None] | None = None,
-    scalars: dict[str, float] | None = None,
-    constants: dict[str, object] | None = None,
-    margin: int = 0,
-    channels_last: bool | None = None,
-) -> None:
-    """Launch a kernel over all tiles of a low-resolution map.
-
-    Args:
-        kernel: The kernel.
-        table: The sizes it may have.
-        high: A high-resolution map, (N, *, Hg, Wg).
-        low: The low-resolution map that is read or written, (N, *, H, W).
-        kernel_size: K.
-        channels: Of one group.
-        groups: Groups, each with programs of its own.
-        embed: Channels of query and key.
-        tensors: (N, C, H, W) each, by the name that the kernel has for the `Strided` tensor.
-        pointers: Tensors that the kernel is given by where they begin, by name.
-        scalars: Further arguments, by name.
-        constants: Further constants, by name.
-        margin: Rows and columns around the low-resolution map that have tiles as well.
-        channels_last: Whether channels lie innermost in the maps that take the most time. Default:
-            as in ``low``.
-    """
-    given = dict(channels=channels, groups=groups, embed=embed)
-    request = _Request(
+def tiles_of(
+    table: Table, high: Tensor, low: Tensor, kernel_size: int, channels: int, groups: int = 1
+) -> Tiles:
+    """Return the tiles of a call, from a high- and a low-resolution map (N, *, H, W) of it."""
+    return Tiles(
         table=table,
         kernel_size=kernel_size,
         high=high.shape[2:],
         low=low.shape[2:],
-        margin=margin,
         images=low.shape[0] * groups,
         channels=channels,
-        embed=embed,
-        channels_last=low.stride(1) == 1 if channels_last is None else channels_last,
+        channels_last=low.stride(1) == 1,
     )
-    scalars = {name: x for name, x in given.items() if name in kernel.arg_names} | (scalars or {})
-    run(kernel, plan_tiles, request, low, tensors, pointers or {}, scalars, constants or {})
+
+
+def most_rows(
+    kernel: triton.JITFunction, tiles: Tiles, like: Tensor, constants: dict[str, object]
+) -> int:
+    """Return for how many keys of tiles a launch needs scratch memory, however it is launched."""
+    given = (('PRECISION', precision_of(like.dtype)), *constants.items())
+    _, launches = plan_tiles(kernel, tiles, like.dtype, given, device_of(like))
+    return max(item.programs * item.arguments['tile'].keys.value for item in launches)
 
 
 class Fixed(NamedTuple):
@@ -254,11 +245,11 @@ def plan_fixed(
     kernel: triton.JITFunction,
     request: Fixed,
     dtype: torch.dtype,
-    constants: dict[str, object],
+    constants: tuple[tuple[str, object], ...],
     device: Device,
 ) -> Plan:
     """Plan the launch that the request is."""
-    given = {k: v for k, v in (constants | dict(request.blocks)).items() if k in kernel.arg_names}
+    given = {k: v for k, v in (*constants, *request.blocks) if k in kernel.arg_names}
     warps = request.num_warps * 32 // device.warp_size
     return None, (Launch(kernel, request.programs, {}, given, warps, 1),)
 
@@ -277,6 +268,7 @@ class _Call:
         pointers: dict[str, Tensor | None],
         scalars: dict[str, object],
     ):
+        self.item = item
         self.kernel = item.kernel
         self.grid = (item.programs, 1, 1)
         self.options = dict(num_warps=item.num_warps, num_stages=item.num_stages)
@@ -289,9 +281,7 @@ class _Call:
         self.pointers = [names.index(name) for name in pointers]
         self.compiled = None
 
-    def run(
-        self, tensors: dict[str, Tensor | None], pointers: dict[str, Tensor | None]
-    ) -> None:
+    def run(self, tensors: dict[str, Tensor | None], pointers: dict[str, Tensor | None]) -> None:
         """Launch it with these tensors, which lie in memory as those that it was prepared for."""
         arguments = self.arguments.copy()
         for (place, strides), x in zip(self.tensors, tensors.values(), strict=True):
@@ -313,12 +303,12 @@ _calls: dict[tuple, _Call] = {}
 
 def _lies(x: Tensor | None) -> tuple | None:
     """Return what a compiled kernel supposes about a tensor."""
-    return None if x is None else (x.shape, x.stride(), x.dtype, x.data_ptr() % 16)
+    return None if x is None else (x.shape, x.stride(), x.dtype, x.data_ptr() % 16 == 0)
 
 
 def _starts(x: Tensor | None) -> tuple | None:
     """Return what a compiled kernel supposes about a pointer."""
-    return None if x is None else (x.dtype, x.data_ptr() % 16)
+    return None if x is None else (x.dtype, x.data_ptr() % 16 == 0)
 
 
 def run(
@@ -330,7 +320,7 @@ def run(
     pointers: dict[str, Tensor | None],
     scalars: dict[str, object],
     constants: dict[str, object],
-) -> None:
+) -> Launch:
     """Launch a kernel as planned, or in the fastest of several ways.
 
     Args:
@@ -343,17 +333,20 @@ def run(
         pointers: Tensors that the kernel is given by where they begin, by name.
         scalars: Further arguments, by name, but for those that the plan gives.
         constants: Constants, by name, likewise.
+
+    Returns:
+        How it was launched.
     """
     device, dtype = like.device, like.dtype
-    precision = float32_precision() if dtype == torch.float32 else 'ieee'
+    precision = precision_of(dtype)
     if _recorder:
-        constants = dict(PRECISION=precision, **constants)
-        _, launches = plan(kernel, request, dtype, constants, device_of(like))
+        given = (('PRECISION', precision), *constants.items())
+        _, launches = plan(kernel, request, dtype, given, device_of(like))
         for item in launches if _recorder.every_entry else launches[:1]:
-            given = {k: x if x is None else Strided(x, *x.stride()) for k, x in tensors.items()}
-            item = item._replace(arguments=item.arguments | scalars | given | pointers)
+            strided = {k: x if x is None else Strided(x, *x.stride()) for k, x in tensors.items()}
+            item = item._replace(arguments=item.arguments | scalars | strided | pointers)
             _recorder.launches.append(item)
-        return
+        return launches[0]
     tuned = device.type == 'cuda' and tuning.autotuning(device)
     key = (
         kernel,
@@ -373,16 +366,16 @@ def run(
         else:
             with torch.cuda.device(device):
                 call.run(tensors, pointers)
-        return
-    constants = dict(PRECISION=precision, **constants)
-    problem, launches = plan(kernel, request, dtype, constants, device_of(like))
+        return call.item
+    given = (('PRECISION', precision), *constants.items())
+    problem, launches = plan(kernel, request, dtype, given, device_of(like))
     with torch.cuda.device(device) if device.type == 'cuda' else contextlib.nullcontext():
         # While a CUDA graph is captured nothing can be timed.
         capturing = device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
         calls = [_Call(item, tensors, pointers, scalars) for item in launches]
         best = 0
         if tuned and len(launches) > 1:
-            chosen = (kernel, device, problem, tuple(constants.items()))
+            chosen = (kernel, device, problem, given)
             if chosen not in _chosen and not capturing:
                 runs = [functools.partial(item.run, tensors, pointers) for item in calls]
                 _chosen[chosen] = tuning.fastest(runs)
@@ -392,3 +385,4 @@ def run(
         if len(_calls) >= MAX_CALLS:
             _calls.clear()
         _calls[key] = calls[best]
+    return launches[best]

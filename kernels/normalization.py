@@ -25,33 +25,61 @@ def normalize(scores, counted, eps, NORMALIZATION: tl.constexpr):
         NORMALIZATION: Its name.
 
     Returns:
-        Weights, 0 where not counted, and (M,), the reciprocal of what they were divided by.
+        Weights, 0 where not counted, and (M,), the scale by which `weights_of` has them again: the
+        reciprocal of what they were divided by, of softmax the logarithm of the sum.
     """
     if NORMALIZATION == 'softmax':
         scores = tl.where(counted, scores, float('-inf'))
         top = tl.max(scores, 1)
         # Rows of pixels that are not there may have no window.
-        h = tl.exp(scores - tl.where(top == float('-inf'), 0.0, top)[:, None])
+        top = tl.where(top == float('-inf'), 0.0, top)
+        h = tl.exp(scores - top[:, None])
         total = tl.sum(h, 1)
         total = tl.where(total == 0.0, 1.0, total)
+        weights, scale = h * (1.0 / total)[:, None], top + tl.log(total)
     elif NORMALIZATION == 'none':
-        h = tl.where(counted, scores, 0.0)
-        total = tl.full((scores.shape[0],), 1.0, tl.float32)
+        weights = tl.where(counted, scores, 0.0)
+        scale = tl.full((scores.shape[0],), 1.0, tl.float32)
     else:
-        if NORMALIZATION == 'sigmoid':
-            h = 1.0 / (1.0 + tl.exp(-scores))
-        elif NORMALIZATION == 'relu':
-            h = tl.maximum(scores, 0.0)
-        else:
-            h = softplus(scores)
-        h = tl.where(counted, h, 0.0)
-        total = tl.sum(h, 1) + eps
-    reciprocal = 1.0 / total
-    return h * reciprocal[:, None], reciprocal
+        h = tl.where(counted, positive(scores, NORMALIZATION), 0.0)
+        scale = 1.0 / (tl.sum(h, 1) + eps)
+        weights = h * scale[:, None]
+    return weights, scale
 
 
 @triton.jit
-def normalize_bwd(grad, scores, weights, reciprocal, counted, NORMALIZATION: tl.constexpr):
+def positive(scores, NORMALIZATION: tl.constexpr):
+    """Compute h of the scores: their sigmoid, what of them is positive, or their softplus."""
+    if NORMALIZATION == 'sigmoid':
+        h = 1.0 / (1.0 + tl.exp(-scores))
+    elif NORMALIZATION == 'relu':
+        h = tl.maximum(scores, 0.0)
+    else:
+        h = softplus(scores)
+    return h
+
+
+@triton.jit
+def weights_of(scores, counted, scale, NORMALIZATION: tl.constexpr):
+    """Compute weights again from what `normalize` gave with them.
+
+    Args:
+        scores: Any shape.
+        counted: Which of them take part.
+        scale: Of that shape or broadcast to it.
+        NORMALIZATION: As `normalize` had it.
+    """
+    if NORMALIZATION == 'softmax':
+        weights = tl.exp(tl.where(counted, scores - scale, float('-inf')))
+    elif NORMALIZATION == 'none':
+        weights = tl.where(counted, scores, 0.0)
+    else:
+        weights = tl.where(counted, positive(scores, NORMALIZATION) * scale, 0.0)
+    return weights
+
+
+@triton.jit
+def normalize_bwd(grad, scores, weights, scale, counted, NORMALIZATION: tl.constexpr):
     """Gradient of the scores from that of the weights; 0 where not counted."""
     if NORMALIZATION == 'none':
         result = grad
@@ -67,5 +95,5 @@ def normalize_bwd(grad, scores, weights, reciprocal, counted, NORMALIZATION: tl.
                 slope = tl.where(scores > 0.0, 1.0, 0.0)
             else:
                 slope = 1.0 / (1.0 + tl.exp(-scores))
-            result = grad * slope * reciprocal[:, None]
+            result = grad * slope * scale[:, None]
     return tl.where(counted, result, 0.0)

@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
-from .launch import launch
+from .launch import plan_tiles, run, tiles_of
 from .window import (
     UNSPECIALIZED,
     Sizes,
@@ -75,14 +75,14 @@ def forward(
         groups: G, blocks of channels that are compared apart.
         factor: What the products are multiplied by.
     """
-    launch(
+    channels = key.shape[1] // groups
+    run(
         similarity_fwd_kernel,
-        tuning.BACKWARD,
-        query,
+        plan_tiles,
+        tiles_of(tuning.BACKWARD, query, key, kernel_size, channels, groups),
         key,
-        kernel_size=kernel_size,
-        channels=key.shape[1] // groups,
-        groups=groups,
-        tensors=dict(query=query, key=key, out=out),
-        scalars=dict(factor=factor),
+        dict(query=query, key=key, out=out),
+        {},
+        dict(channels=channels, groups=groups, factor=factor),
+        {},
     )

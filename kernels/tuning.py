@@ -53,7 +53,8 @@ class Entry(NamedTuple):
     block_c: int
     num_warps: int
     num_stages: int
-    wide: bool = False
+    sectors: int = 0  # of 32 bytes that a row of pixels fills where maps are planes
+    ahead: bool = False  # whether values are asked for before they are needed
 
 
 def power_of_2(n: int) -> int:
@@ -92,17 +93,18 @@ def pixel_blocks(problem: Problem, entry: Entry, max_scores: int = MAX_SCORES) -
     block_m = max(entry.rows, least)
     while True:
         tiles = _tiles(problem, block_m // (sy * sx))
-        tiles = [tile for tile in tiles if block_m * block_n(tile) <= max_scores] or [(1, 1)]
-        if entry.wide:
-            # Rows that fill a memory sector of 32 bytes, where a tile is that large.
-            sector = 32 // problem.dtype.itemsize
-            tiles = [tile for tile in tiles if tile[1] * sx >= sector] or tiles
+        limit = 2 * max_scores if entry.sectors else max_scores
+        tiles = [tile for tile in tiles if block_m * block_n(tile) <= limit] or [(1, 1)]
+        if entry.sectors:
+            # As far as a tile is that large.
+            least_x = 32 * entry.sectors // problem.dtype.itemsize
+            tiles = [tile for tile in tiles if tile[1] * sx >= least_x] or tiles
         tile = min(tiles, key=work)
         if block_m == least or 2 * tile[0] * tile[1] * sy * sx >= block_m:
             break
         block_m //= 2  # of so many rows more than half would be empty
     blocks = dict(TILE_H=tile[0], TILE_W=tile[1], BLOCK_M=block_m, BLOCK_N=block_n(tile))
-    return blocks | _channel_blocks(problem, entry)
+    return blocks | _channel_blocks(problem, entry) | dict(AHEAD=entry.ahead)
 
 
 def cell_blocks(problem: Problem, entry: Entry) -> dict[str, int]:
@@ -157,7 +159,16 @@ FORWARD = Table(
         Entry(64, 64, 4, 2),  # 4 x 4 cells at K = 5 and ratio 2: 64 queries by 64 keys exactly
         Entry(64, 128, 4, 2),  # fewer, wider trips over the channels
         Entry(128, 64, 8, 2),  # 4 x 8 cells: 3 instead of 4 reads of a cell for its halo
-        Entry(128, 64, 8, 2, wide=True),  # planes (NCHW): whole sectors of a pixel row
+        Entry(128, 64, 8, 2, sectors=1),  # planes (NCHW): whole sectors of a pixel row
+        Entry(128, 64, 8, 2, sectors=2),
+        Entry(64, 64, 4, 2, ahead=True),
+        Entry(64, 128, 4, 2, ahead=True),
+        Entry(64, 128, 8, 2, ahead=True),
+        Entry(64, 256, 8, 2, ahead=True),
+        Entry(128, 128, 8, 2, ahead=True),
+        Entry(64, 64, 4, 3),
+        Entry(64, 64, 8, 2),
+        Entry(128, 64, 8, 2, sectors=2, ahead=True),
     ),
     pixel_blocks,
     # No matrix units here, and the operands lie in registers: short blocks of channels, and nothing
@@ -170,6 +181,12 @@ BACKWARD = Table(
         Entry(64, 64, 8, 2),  # two blocks of scores fill the registers of 4 warps
         Entry(64, 64, 4, 2),  # where they fit, 4 warps wait less for each other
         Entry(32, 64, 4, 2),  # more programs for small maps
+        Entry(64, 128, 4, 2),
+        Entry(64, 128, 8, 2),
+        Entry(64, 64, 4, 3),
+        Entry(64, 64, 8, 2, sectors=1),
+        Entry(64, 64, 8, 2, sectors=2),
+        Entry(64, 64, 4, 2, sectors=1),
     ),
     functools.partial(pixel_blocks, max_scores=MAX_SCORES // 4),
     float32=(Entry(32, 32, 4, 1),),  # as above, and half the scores
@@ -184,6 +201,22 @@ TRANSPOSE = Table(
     ),
     cell_blocks,
     one_block=True,
+)
+#: Affiliation, backward, of the value.
+VALUE = Table(
+    (
+        Entry(64, 128, 8, 2),  # 64 cells: the pixels around them are read about twice
+        Entry(64, 256, 8, 2),  # the weights are made once for all of an FPN's channels
+        Entry(64, 128, 4, 2),
+        Entry(64, 64, 4, 2),
+        Entry(64, 128, 8, 3),
+        Entry(64, 256, 8, 3),
+        Entry(128, 128, 8, 2),  # fewer reads of a pixel, more registers
+        Entry(32, 128, 4, 2),  # more programs for small maps
+    ),
+    cell_blocks,
+    one_block=True,
+    float32=(Entry(64, 64, 8, 1),),
 )
 
 
@@ -217,13 +250,13 @@ def candidates(
     full = problem.dtype == torch.float32 and problem.precision == 'ieee'
     entries = (full and table.float32) or table.entries
     if not problem.channels_last:
-        entries = sorted(entries, key=lambda entry: not entry.wide)
+        entries = sorted(entries, key=lambda entry: not entry.sectors)
     for entry in entries:
         blocks = table.blocks(problem, entry)
         warps = min(8, blocks['BLOCK_M'] * blocks['BLOCK_N'] // SCORES_PER_WARP)
         warps = max(entry.num_warps, warps) * 32 // warp_size
         entry = entry._replace(num_warps=warps)
-        options = (*blocks.values(), warps, entry.num_stages)
+        options = (*blocks.values(), warps, entry.num_stages, entry.ahead)
         if not found or shared_bytes(blocks, problem.dtype.itemsize, entry.num_stages) <= shared:
             found.setdefault(options, (entry, blocks))
     return tuple(found.values())

@@ -25,7 +25,16 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ..kernels import affiliation, assembly, launch, similarity
+from ..kernels import (
+    affiliation,
+    affiliation_backward,
+    assembly,
+    embedding,
+    embedding_backward,
+    flat,
+    launch,
+    similarity,
+)
 from .arguments import positive
 from .output import markdown_table
 
@@ -46,7 +55,9 @@ class Device(NamedTuple):
 DEVICES = {
     'sm_80': Device(GPUTarget('cuda', 80, 32), launch.Device(108, 166_912)),
     'sm_86': Device(GPUTarget('cuda', 86, 32), launch.Device(84, 101_376)),
+    'sm_89': Device(GPUTarget('cuda', 89, 32), launch.Device(128, 101_376)),
     'sm_90': Device(GPUTarget('cuda', 90, 32), launch.Device(132, 232_448)),
+    'sm_120': Device(GPUTarget('cuda', 120, 32), launch.Device(170, 101_376)),
     'gfx942': Device(GPUTarget('hip', 'gfx942', 64), launch.Device(304, 65_536, 64)),
 }
 
@@ -126,12 +137,43 @@ def launches(case: Case, device: Device) -> list[launch.Launch]:
     torch.set_float32_matmul_precision(case.precision)
     with launch.record(device.limits, case.every_entry) as recorded:
         affiliation.forward(query, key, value, out, *options)
-        affiliation.backward(out, query, key, value, query, key, value, *options)
+        affiliation_backward.backward(out, query, key, value, query, key, value, *options)
+        embeddings(case, value, out, query)
         if case.normalization == 'softmax':
             assembly.forward(weights, value, out, case.kernel_size, case.groups)
             assembly.backward(weights, out, value, case.kernel_size, case.groups)
             similarity.forward(out, value, weights, case.kernel_size, case.groups)
     return recorded
+
+
+def embeddings(case: Case, value: torch.Tensor, guide: torch.Tensor, query: torch.Tensor) -> None:
+    """Launch the embeddings of a case: of a guide, with a gate and without, and a LayerNorm alone.
+
+    Args:
+        case: The case.
+        value: (N, C, H, W).
+        guide: (N, C, Hg, Wg).
+        query: (N, D, Hg, Wg).
+    """
+    c, d = case.channels, case.embed
+    weight, bias, gamma, beta = (
+        torch.empty(shape, device='meta') for shape in ((d, c), (d,), (c,), (c,))
+    )
+    statistics = torch.empty((2, len(guide), *guide.shape[2:]), device='meta')
+    gate, addend = value.new_empty(2, 1, *case.size), value.new_empty(2, d, *case.size)
+    parameters = dict(weight=weight, bias=bias, norm_weight=gamma, norm_bias=beta)
+    inputs = (*parameters.values(), gate, addend)
+    embedding.forward(guide, *inputs, query, statistics, True, EPS)
+    grads = dict(x=guide, **parameters, gate=gate, addend=addend)
+    embedding_backward.backward(query, guide, statistics, *inputs, grads)
+    inputs = (*parameters.values(), None, None)
+    embedding.forward(guide, *inputs, query, statistics, True, EPS)
+    grads = dict(x=guide, **parameters)
+    embedding_backward.backward(query, guide, statistics, *inputs, grads)
+    inputs = (None, None, gamma, beta, None, None)
+    embedding.forward(guide, *inputs, guide, statistics, True, EPS)
+    grads = dict(x=guide, norm_weight=gamma, norm_bias=beta)
+    embedding_backward.backward(guide, guide, statistics, *inputs, grads)
 
 
 def source(item: launch.Launch, backend: str) -> ASTSource:
@@ -203,6 +245,18 @@ def inspect(compiled: triton.compiler.CompiledKernel, backend: str) -> tuple[int
     return number(r'REG:(\d+)', usage), len(spills), len(in_loops), matrix
 
 
+def multiplies(item: launch.Launch) -> bool:
+    """Return whether a kernel has matrix products: not if it adds up, copies, or projects nothing."""
+    if item.kernel in (
+        affiliation_backward.affiliation_key_bwd_kernel,
+        embedding_backward.embedding_cells_kernel,
+        embedding_backward.embedding_parameters_kernel,
+        flat.relay_kernel,
+    ):
+        return False
+    return item.arguments.get('weight_ptr', True) is not None
+
+
 def judge(device_name: str, case: Case, items: list[launch.Launch]) -> list[Compiled]:
     """Compile launches for a device and collect the figures and the faults."""
     device, results = DEVICES[device_name], []
@@ -221,16 +275,18 @@ def judge(device_name: str, case: Case, items: list[launch.Launch]) -> list[Comp
         if shared > device.limits.shared_bytes:
             there = device.limits.shared_bytes
             faults.append(f'{shared} bytes of shared memory, {there} are there')
-        if case.dtype.itemsize == 2 and not matrix:
+        if case.dtype.itemsize == 2 and not matrix and multiplies(item):
             faults.append('no matrix instruction')
-        constants: Any = item.arguments['tile']
-        tile = launch.Tile(*(x.value for x in constants))
+        sizes = ''
+        if 'tile' in item.arguments:
+            constants: Any = item.arguments['tile']
+            tile = launch.Tile(*(x.value for x in constants))
+            sizes = f'TILE_H{tile.height} TILE_W{tile.width} M{tile.queries} N{tile.keys}'
         blocks = ' '.join(
             f'{k.removeprefix("BLOCK_")}{v}'
             for k, v in item.constants.items()
             if k.startswith('BLOCK')
         )
-        sizes = f'TILE_H{tile.height} TILE_W{tile.width} M{tile.queries} N{tile.keys}'
         kernel = f'{item.kernel.__name__} {sizes} {blocks} warps{item.num_warps}'
         figures = (registers, spills, in_loops, shared, matrix)
         results.append(Compiled(device_name, kernel, label, *figures, tuple(faults)))
@@ -254,8 +310,9 @@ def compile_case(device_name: str, case: Case) -> list[Compiled]:
     items = launches(case, DEVICES[device_name])
     seen, different = set(), []
     for item in items:
-        tile = str(item.arguments['tile'])
-        key = (item.kernel, tile, *item.constants.items(), item.num_warps, item.num_stages)
+        tile = str(item.arguments.get('tile'))
+        absent = tuple(k for k, v in item.arguments.items() if v is None)
+        key = (item.kernel, tile, absent, *item.constants.items(), item.num_warps, item.num_stages)
         if key not in seen:
             seen.add(key)
             different.append(item)

@@ -1,0 +1,66 @@
+"""Maps whose pixels are numbered row by row, and their way from planes to channels innermost."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import Fixed, plan_fixed, run
+from .window import Rows, advance, load_rows, store_rows
+
+
+@triton.jit
+def flat_rows(tensor, image, index, inside):
+    """Find the `Rows` of pixels of an image of a `Strided` tensor, numbered row by row.
+
+    Args:
+        tensor: Its rows of pixels lie in memory without gaps: stride_h is W * stride_w.
+        image: The number of the image, int64.
+        index: (P,), numbers of the pixels.
+        inside: (P,), whether there are such ones.
+    """
+    tensor = advance(tensor, image, 0)
+    return Rows(tensor.ptr, index.to(tl.int64) * tensor.stride_w, inside, tensor.stride_c)
+
+
+@triton.jit(do_not_specialize=('pixels', 'tiles'))
+def relay_kernel(x, out, channels, pixels, tiles, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Copy x to out, both `Strided` (N, C, H, W).
+
+    One program owns BLOCK_P pixels of an image. The grid is (N * tiles,).
+    """
+    program = tl.program_id(0)
+    image = (program // tiles).to(tl.int64)
+    index = program % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
+    inside = index < pixels
+    source, target = flat_rows(x, image, index, inside), flat_rows(out, image, index, inside)
+    for c in range(0, channels, BLOCK_C):
+        store_rows(target, c, channels, load_rows(source, c, channels, BLOCK_C), BLOCK_C)
+
+
+def flat(x: Tensor | None) -> Tensor | None:
+    """Return a map whose rows of pixels follow each other in memory: itself, if they do."""
+    if x is None or x.shape[2] == 1 or x.stride(2) == x.shape[3] * x.stride(3):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def channels_innermost(x: Tensor) -> Tensor:
+    """Return a map with its channels innermost in memory: itself, if it has them there."""
+    if x.stride(1) == 1 or x.shape[1] == 1:
+        return x
+    n, channels, height, width = x.shape
+    out = torch.empty_like(x, memory_format=torch.channels_last)
+    blocks = dict(BLOCK_P=64, BLOCK_C=64)
+    tiles = -(-height * width // blocks['BLOCK_P'])
+    run(
+        relay_kernel,
+        plan_fixed,
+        Fixed(n * tiles, tuple(blocks.items())),
+        x,
+        dict(x=flat(x), out=out),
+        {},
+        dict(channels=channels, pixels=height * width, tiles=tiles),
+        {},
+    )
+    return out
