@@ -32,37 +32,30 @@ from .window import (
 
 @triton.jit
 def affiliate(
-    query_rows,
-    key_rows,
+    products,
     in_window,
-    embed,
+    key_rows,
     inverse_temperature,
     eps,
     NORMALIZATION: tl.constexpr,
     BORDER: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """Compute the scores of a tile, which of them take part, and what `normalize` makes of them.
 
     Args:
-        query_rows: M `Rows` of queries.
-        key_rows: N `Rows` of keys.
+        products: (M, N), inner products of queries and keys.
         in_window: (M, N), whether the key lies in the query's window.
-        embed: D, channels of both.
+        key_rows: N `Rows` of keys.
         inverse_temperature: 1 / T, by which the inner products are multiplied.
         eps: As `normalize` has it.
         NORMALIZATION: Likewise.
         BORDER: With 'mask' keys outside the image do not take part.
-        BLOCK_D: How many channels are multiplied at a time.
-        PRECISION: As `dot` has it.
 
     Returns:
         Scores (M, N), whether they take part, their weights, and the scales (M,) that have them
         again.
     """
-    scores = correlate(query_rows, key_rows, embed, BLOCK_D, PRECISION)
-    scores *= inverse_temperature
+    scores = products * inverse_temperature
     counted = in_window
     if BORDER == 'mask':
         counted &= key_rows.inside[None, :]
@@ -94,6 +87,7 @@ def affiliation_fwd_kernel(
     SCALED: tl.constexpr,
     PRECISION: tl.constexpr,
     AHEAD: tl.constexpr,
+    ONE_D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -117,17 +111,10 @@ def affiliation_fwd_kernel(
     stop = tl.minimum(start + share, channels)
     if AHEAD:
         block = load_rows(value_rows, start, channels, BLOCK_C)
+    key_rows = rows_of(key, cells)
+    products = correlate(rows_of(query, pixels), key_rows, embed, BLOCK_D, PRECISION, ONE_D)
     _, _, weights, _ = affiliate(
-        rows_of(query, pixels),
-        rows_of(key, cells),
-        windows.inside,
-        embed,
-        inverse_temperature,
-        eps,
-        NORMALIZATION,
-        BORDER,
-        BLOCK_D,
-        PRECISION,
+        products, windows.inside, key_rows, inverse_temperature, eps, NORMALIZATION, BORDER
     )
     weights, scale = fit(weights, value.ptr.dtype.element_ty, SCALED)
     if AHEAD:

@@ -30,7 +30,6 @@ from .window import (
     correlate,
     dot,
     fit,
-    gather,
     load_rows,
     locate,
     rows_of,
@@ -65,6 +64,7 @@ def affiliation_bwd_kernel(
     BORDER: tl.constexpr,
     SCALED: tl.constexpr,
     PRECISION: tl.constexpr,
+    ONE_D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -85,52 +85,47 @@ def affiliation_bwd_kernel(
     windows = tile_windows(tile_y, tile_x, sizes, tile, BORDER)
     pixels, cells = windows.pixels, windows.cells
     query_rows, key_rows = rows_of(query, pixels), rows_of(key, cells)
+    GRADIENTS: tl.constexpr = (grad_query is not None) or (parts_ptr is not None)
+    if ONE_D:
+        # They are asked for now, and needed after the long product.
+        query_block = load_rows(query_rows, 0, embed, BLOCK_D)
+        key_block = load_rows(key_rows, 0, embed, BLOCK_D)
+    if GRADIENTS:
+        grad_weights = correlate(
+            rows_of(grad, pixels), rows_of(value, cells), channels, BLOCK_C, PRECISION
+        )
+    if ONE_D:
+        products = tl.zeros((tile.queries, tile.keys), tl.float32)
+        products = dot(query_block, tl.trans(key_block), products, PRECISION)
+    else:
+        products = correlate(query_rows, key_rows, embed, BLOCK_D, PRECISION)
     scores, counted, weights, scale = affiliate(
-        query_rows,
-        key_rows,
-        windows.inside,
-        embed,
-        inverse_temperature,
-        eps,
-        NORMALIZATION,
-        BORDER,
-        BLOCK_D,
-        PRECISION,
+        products, windows.inside, key_rows, inverse_temperature, eps, NORMALIZATION, BORDER
     )
     if scale_ptr is not None:
         pixel = (image * high_y + pixels.y) * high_x + pixels.x
         tl.store(scale_ptr + pixel, scale, mask=pixels.inside)
-    if grad_query is not None or parts_ptr is not None:
-        grad_weights = correlate(
-            rows_of(grad, pixels), rows_of(value, cells), channels, BLOCK_C, PRECISION
-        )
+    if GRADIENTS:
         grad_scores = normalize_bwd(grad_weights, scores, weights, scale, counted, NORMALIZATION)
         grad_scores, factor = fit(
             grad_scores * inverse_temperature, value.ptr.dtype.element_ty, SCALED
         )
-        if grad_query is not None:
-            gather(
-                grad_scores,
-                factor,
-                key_rows,
-                rows_of(advance(grad_query, image, 0), pixels),
-                0,
-                embed,
-                embed,
-                BLOCK_D,
-                PRECISION,
-            )
-        if parts_ptr is not None:
-            number = (image * tiles_y + tile_y) * tiles_x + tile_x
-            slot = tl.arange(0, tile.keys)
-            parts = Rows(
-                parts_ptr + number * tile.keys * embed, slot.to(tl.int64) * embed, slot >= 0, 1
-            )
-            transposed = tl.trans(grad_scores)
-            for d in range(0, embed, BLOCK_D):
-                block = load_rows(query_rows, d, embed, BLOCK_D)
+        transposed = tl.trans(grad_scores)
+        for d in range(0, 1 if ONE_D else embed, BLOCK_D):
+            if not ONE_D:
+                query_block = load_rows(query_rows, d, embed, BLOCK_D)
+                key_block = load_rows(key_rows, d, embed, BLOCK_D)
+            if grad_query is not None:
+                sums = tl.zeros((tile.queries, BLOCK_D), tl.float32)
+                sums = dot(grad_scores, key_block, sums, PRECISION) * factor[:, None]
+                target = rows_of(advance(grad_query, image, 0), pixels)
+                store_rows(target, d, embed, sums, BLOCK_D)
+            if parts_ptr is not None:
+                number = (image * tiles_y + tile_y) * tiles_x + tile_x
+                slot = number * tile.keys + tl.arange(0, tile.keys)
+                parts = Rows(parts_ptr, slot * embed, tl.arange(0, tile.keys) >= 0, 1)
                 sums = tl.zeros((tile.keys, BLOCK_D), tl.float32)
-                sums = dot_scaled(transposed, block, factor, sums, SCALED, PRECISION)
+                sums = dot_scaled(transposed, query_block, factor, sums, SCALED, PRECISION)
                 store_rows(parts, d, embed, sums, BLOCK_D)
 
 
@@ -235,6 +230,7 @@ def affiliation_value_bwd_kernel(
     MARGIN: tl.constexpr,
     SCALED: tl.constexpr,
     ROW: tl.constexpr,
+    ONE_D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -261,6 +257,8 @@ def affiliation_value_bwd_kernel(
     cell_y = tl.minimum(tl.maximum(row - MARGIN, 0), cells_y - 1)
     cell_x = tl.minimum(tl.maximum(column - MARGIN, 0), cells_x - 1)
     key_rows = rows_of(key, Points(cell_y.to(tl.int64), cell_x.to(tl.int64), is_key))
+    if ONE_D:
+        key_block = load_rows(key_rows, 0, embed, BLOCK_D)
     # The windows of these cells are the first to reach the tile.
     y0 = tile_y * tile.height - MARGIN - RADIUS
     x0 = tile_x * tile.width - MARGIN - RADIUS
@@ -272,7 +270,13 @@ def affiliation_value_bwd_kernel(
         number = begin + tl.arange(0, tile.queries)
         query_y, query_x, pixels = tile_pixels(number, y0, x0, sizes, tile, RADIUS, ROW)
         block = load_rows(rows_of(grad, pixels), split * share, channels, BLOCK_C)
-        scores = correlate(key_rows, rows_of(query, pixels), embed, BLOCK_D, PRECISION)
+        query_rows = rows_of(query, pixels)
+        if ONE_D:
+            query_block = load_rows(query_rows, 0, embed, BLOCK_D)
+            scores = tl.zeros((tile.keys, tile.queries), tl.float32)
+            scores = dot(key_block, tl.trans(query_block), scores, PRECISION)
+        else:
+            scores = correlate(key_rows, query_rows, embed, BLOCK_D, PRECISION)
         scores *= inverse_temperature
         # Parents are counted from RADIUS before the tile, and windows begin RADIUS before them;
         # with the signs turned, the keys are the rows.

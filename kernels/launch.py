@@ -185,6 +185,7 @@ def plan_tiles(
             queries=blocks['BLOCK_M'],
             keys=blocks['BLOCK_N'],
         )
+        blocks = blocks | dict(ONE_D=request.embed <= blocks['BLOCK_D'])
         tile = Tile(**{name: tl.constexpr(x) for name, x in tile.items()})
         sizes = dict(tiles_y=tiles_y, tiles_x=tiles_x, tile=tile)
         if 'splits' in names:

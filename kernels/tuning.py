@@ -156,19 +156,21 @@ class Table(NamedTuple):
 #: Affiliation and assembly, forward.
 FORWARD = Table(
     (
-        Entry(64, 64, 4, 2),  # 4 x 4 cells at K = 5 and ratio 2: 64 queries by 64 keys exactly
-        Entry(64, 128, 4, 2),  # fewer, wider trips over the channels
-        Entry(128, 64, 8, 2),  # 4 x 8 cells: 3 instead of 4 reads of a cell for its halo
-        Entry(128, 64, 8, 2, sectors=1),  # planes (NCHW): whole sectors of a pixel row
-        Entry(128, 64, 8, 2, sectors=2),
-        Entry(64, 64, 4, 2, ahead=True),
-        Entry(64, 128, 4, 2, ahead=True),
-        Entry(64, 128, 8, 2, ahead=True),
-        Entry(64, 256, 8, 2, ahead=True),
-        Entry(128, 128, 8, 2, ahead=True),
         Entry(64, 64, 4, 3),
-        Entry(64, 64, 8, 2),
+        Entry(64, 64, 4, 2),  # 4 x 4 cells at K = 5 and ratio 2: 64 queries by 64 keys exactly
+        Entry(64, 64, 4, 4),
+        Entry(64, 32, 4, 3),
         Entry(128, 64, 8, 2, sectors=2, ahead=True),
+        Entry(128, 64, 8, 3, sectors=2, ahead=True),
+        Entry(128, 32, 8, 3, sectors=2, ahead=True),
+        Entry(128, 32, 8, 3, sectors=2),
+        Entry(128, 64, 8, 3, sectors=1, ahead=True),
+        Entry(64, 64, 4, 2, sectors=2, ahead=True),
+        Entry(64, 64, 4, 3, sectors=2),
+        Entry(64, 64, 8, 2, sectors=2, ahead=True),
+        Entry(64, 64, 4, 3, sectors=1, ahead=True),
+        Entry(64, 64, 4, 3, ahead=True),
+        Entry(64, 256, 4, 1),
     ),
     pixel_blocks,
     # No matrix units here, and the operands lie in registers: short blocks of channels, and nothing
@@ -178,15 +180,15 @@ FORWARD = Table(
 #: Affiliation, backward, and similarity, forward: scores are the result, so registers are scarcer.
 BACKWARD = Table(
     (
+        Entry(64, 64, 4, 2),
         Entry(64, 64, 8, 2),  # two blocks of scores fill the registers of 4 warps
-        Entry(64, 64, 4, 2),  # where they fit, 4 warps wait less for each other
-        Entry(32, 64, 4, 2),  # more programs for small maps
+        Entry(64, 64, 4, 3),  # where they fit, 4 warps wait less for each other
+        Entry(64, 32, 4, 4),
+        Entry(64, 64, 4, 4),
         Entry(64, 128, 4, 2),
-        Entry(64, 128, 8, 2),
-        Entry(64, 64, 4, 3),
-        Entry(64, 64, 8, 2, sectors=1),
-        Entry(64, 64, 8, 2, sectors=2),
-        Entry(64, 64, 4, 2, sectors=1),
+        Entry(32, 64, 4, 3),  # more programs for small maps
+        Entry(64, 64, 8, 3, sectors=1),
+        Entry(64, 64, 8, 3, sectors=2),
     ),
     functools.partial(pixel_blocks, max_scores=MAX_SCORES // 4),
     float32=(Entry(32, 32, 4, 1),),  # as above, and half the scores
@@ -207,12 +209,15 @@ VALUE = Table(
     (
         Entry(64, 128, 8, 2),  # 64 cells: the pixels around them are read about twice
         Entry(64, 256, 8, 2),  # the weights are made once for all of an FPN's channels
-        Entry(64, 128, 4, 2),
-        Entry(64, 64, 4, 2),
-        Entry(64, 128, 8, 3),
         Entry(64, 256, 8, 3),
-        Entry(128, 128, 8, 2),  # fewer reads of a pixel, more registers
+        Entry(64, 128, 4, 2),
+        Entry(64, 128, 4, 3),
+        Entry(64, 64, 4, 3),
+        Entry(64, 128, 8, 3),
         Entry(32, 128, 4, 2),  # more programs for small maps
+        Entry(32, 128, 4, 3),
+        Entry(32, 256, 4, 2),
+        Entry(32, 256, 8, 3),
     ),
     cell_blocks,
     one_block=True,

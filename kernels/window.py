@@ -312,13 +312,23 @@ def dot(a, b, sums, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def correlate(a, b, channels, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr):
-    """Multiply M and N `Rows`: inner products (M, N) over all channels, BLOCK_C at a time."""
+def correlate(
+    a, b, channels, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr, ONE_BLOCK: tl.constexpr = False
+):
+    """Multiply M and N `Rows`: inner products (M, N) over all channels, BLOCK_C at a time.
+
+    With ONE_BLOCK the channels are no more than that. There is no loop then, and the loop that it
+    would be in can be pipelined.
+    """
     sums = tl.zeros((a.offsets.shape[0], b.offsets.shape[0]), tl.float32)
-    for start in range(0, channels, BLOCK_C):
-        a_block = load_rows(a, start, channels, BLOCK_C)
-        b_block = load_rows(b, start, channels, BLOCK_C)
+    if ONE_BLOCK:
+        a_block, b_block = load_rows(a, 0, channels, BLOCK_C), load_rows(b, 0, channels, BLOCK_C)
         sums = dot(a_block, tl.trans(b_block), sums, PRECISION)
+    else:
+        for start in range(0, channels, BLOCK_C):
+            a_block = load_rows(a, start, channels, BLOCK_C)
+            b_block = load_rows(b, start, channels, BLOCK_C)
+            sums = dot(a_block, tl.trans(b_block), sums, PRECISION)
     return sums
 
 
