@@ -22,23 +22,40 @@ UNSPECIALIZED = ('cells_y', 'cells_x', 'high_y', 'high_x', 'tiles', 'images', 'p
 
 
 class Entry(NamedTuple):
-    """One choice: pixels of a program, warps of 32 threads, pipeline stages."""
+    """One choice of blocks.
+
+    Attributes:
+        pixels: How many a program has at a time.
+        channels: How many channels of them, or 0 for all.
+        num_warps: Warps of 32 threads.
+        num_stages: Pipeline stages.
+        programs: How many there are at most for each processor.
+    """
 
     pixels: int
+    channels: int
     num_warps: int
     num_stages: int
+    programs: int
 
 
 ENTRIES = (
-    Entry(32, 4, 2),
-    Entry(32, 8, 2),
-    Entry(64, 8, 2),
-    Entry(64, 4, 2),
-    Entry(16, 4, 2),  # more programs for small maps
-    Entry(128, 8, 2),
-    Entry(32, 4, 1),
-    Entry(32, 4, 3),
-    Entry(64, 8, 3),
+    Entry(64, 0, 8, 1, 3),
+    Entry(64, 0, 8, 2, 2),
+    Entry(64, 0, 4, 1, 3),
+    Entry(64, 0, 4, 2, 2),
+    Entry(64, 0, 8, 1, 2),
+    Entry(64, 0, 8, 1, 6),
+    Entry(32, 0, 4, 1, 6),
+    Entry(32, 0, 4, 2, 4),
+    Entry(32, 0, 8, 1, 4),
+    Entry(32, 0, 4, 1, 99),
+    Entry(64, 64, 8, 2, 4),
+    Entry(64, 128, 4, 2, 4),
+    Entry(64, 64, 4, 2, 6),
+    Entry(128, 64, 8, 2, 3),
+    Entry(128, 64, 4, 2, 3),
+    Entry(16, 0, 4, 2, 8),  # more programs for small maps
 )
 #: All channels of a program's pixels are held at once up to this size, and else so many at a time.
 MAX_TILE_BYTES = 2**15
@@ -46,7 +63,7 @@ BLOCK_C = 128
 #: Sums over all pixels are made in parts: so many channels by up to 64 of the embedding, by about
 #: so many programs in all, each of at least so many pixels.
 PARTS_BLOCK_C = 128
-PARTS_PER_PROCESSOR = 1
+PARTS_PER_PROCESSOR = 2
 PART_PIXELS = 512
 
 
@@ -111,20 +128,19 @@ def all_moments(rows, channels, BLOCK_C: tl.constexpr):
 @triton.jit
 def standardize(block, mean, reciprocal):
     """Subtract the mean of each row and multiply by the reciprocal deviation, in float32."""
-    wide = block.to(tl.float32)
-    if mean is not None:
-        wide = (wide - mean[:, None]) * reciprocal[:, None]
-    return wide
+    return (block.to(tl.float32) - mean[:, None]) * reciprocal[:, None]
 
 
 @triton.jit
-def affine(x, norm_weight_ptr, norm_bias_ptr, start, channels, BLOCK_C: tl.constexpr):
-    """Apply the affine part of the LayerNorm, as far as there is one, to channels from ``start``."""
+def load_affine(norm_weight_ptr, norm_bias_ptr, start, channels, BLOCK_C: tl.constexpr):
+    """Read the affine part of the LayerNorm of channels from ``start``, 1 and 0 where there is none."""
+    gamma = tl.full((BLOCK_C,), 1.0, tl.float32)
+    beta = tl.zeros((BLOCK_C,), tl.float32)
     if norm_weight_ptr is not None:
-        x *= load_vector(norm_weight_ptr, start, channels, BLOCK_C)[None, :]
+        gamma = load_vector(norm_weight_ptr, start, channels, BLOCK_C)
     if norm_bias_ptr is not None:
-        x += load_vector(norm_bias_ptr, start, channels, BLOCK_C)[None, :]
-    return x
+        beta = load_vector(norm_bias_ptr, start, channels, BLOCK_C)
+    return gamma, beta
 
 
 @triton.jit
@@ -157,6 +173,7 @@ def embedding_fwd_kernel(
     eps,
     NORMALIZE: tl.constexpr,
     ONE_BLOCK: tl.constexpr,
+    ONE_D: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -167,57 +184,69 @@ def embedding_fwd_kernel(
     x (N, C, H, W), out (N, D, H, W), gate (N, 1, h, w) and addend (N, D, h, w) are `Strided`, and
     the latter two, like the parameters, may be None; the weight is (D, C), contiguous. Pixels take
     gate and addend of their parents. statistics (2, N, H, W), contiguous, receives the mean of each
-    pixel and its reciprocal deviation. One program owns BLOCK_P pixels of an image. The grid is
-    (N * tiles,).
+    pixel and its reciprocal deviation. One program owns some of the N * tiles blocks of BLOCK_P
+    pixels, every so many-th.
     """
-    program = tl.program_id(0)
-    image = (program // tiles).to(tl.int64)
-    index = program % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
-    inside = index < high_y * high_x
-    rows, out_rows = flat_rows(x, image, index, inside), flat_rows(out, image, index, inside)
     dtype: tl.constexpr = x.ptr.dtype.element_ty
-
-    block = load_rows(rows, 0, channels, BLOCK_C)
-    mean = None
-    reciprocal = None
-    if NORMALIZE:
+    PROJECT: tl.constexpr = weight_ptr is not None
+    RESIDENT: tl.constexpr = ONE_BLOCK and ONE_D
+    if ONE_BLOCK:
+        gamma, beta = load_affine(norm_weight_ptr, norm_bias_ptr, 0, channels, BLOCK_C)
+    if PROJECT and RESIDENT:
+        w = load_matrix(weight_ptr, 0, embed, 0, channels, BLOCK_D, BLOCK_C).to(dtype)
+    # All programs of a processor read the parameters once, and then pixels.
+    for number in range(tl.program_id(0), images * tiles, tl.num_programs(0)):
+        image = (number // tiles).to(tl.int64)
+        index = number % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
+        inside = index < high_y * high_x
+        rows, out_rows = flat_rows(x, image, index, inside), flat_rows(out, image, index, inside)
+        mean = tl.zeros((BLOCK_P,), tl.float32)
+        reciprocal = tl.full((BLOCK_P,), 1.0, tl.float32)
         if ONE_BLOCK:
-            _, mean, squares = moments(block, 0, channels, BLOCK_C)
+            block = load_rows(rows, 0, channels, BLOCK_C)
+        if NORMALIZE:
+            if ONE_BLOCK:
+                _, mean, squares = moments(block, 0, channels, BLOCK_C)
+            else:
+                mean, squares = all_moments(rows, channels, BLOCK_C)
+            reciprocal = 1.0 / tl.sqrt(squares / channels + eps)
+            if statistics_ptr is not None:
+                pixel = image * (high_y * high_x) + index
+                tl.store(statistics_ptr + pixel, mean, mask=inside)
+                half = images.to(tl.int64) * (high_y * high_x)
+                tl.store(statistics_ptr + half + pixel, reciprocal, mask=inside)
+        if not PROJECT:
+            for c in range(0, 1 if ONE_BLOCK else channels, BLOCK_C):
+                if not ONE_BLOCK:
+                    block = load_rows(rows, c, channels, BLOCK_C)
+                    gamma, beta = load_affine(norm_weight_ptr, norm_bias_ptr, c, channels, BLOCK_C)
+                values = standardize(block, mean, reciprocal) * gamma[None, :] + beta[None, :]
+                values = mix(values, gate, addend, image, index, inside, c, channels, high_y,
+                             high_x, cells_y, cells_x, BLOCK_C)  # fmt: skip
+                store_rows(out_rows, c, channels, values, BLOCK_C)
         else:
-            mean, squares = all_moments(rows, channels, BLOCK_C)
-        reciprocal = 1.0 / tl.sqrt(squares / channels + eps)
-        if statistics_ptr is not None:
-            pixel = image * (high_y * high_x) + index
-            tl.store(statistics_ptr + pixel, mean, mask=inside)
-            half = images.to(tl.int64) * (high_y * high_x)
-            tl.store(statistics_ptr + half + pixel, reciprocal, mask=inside)
-    if weight_ptr is None:
-        for c in range(0, channels, BLOCK_C):
-            if not ONE_BLOCK:
-                block = load_rows(rows, c, channels, BLOCK_C)
-            values = standardize(block, mean, reciprocal)
-            values = affine(values, norm_weight_ptr, norm_bias_ptr, c, channels, BLOCK_C)
-            values = mix(values, gate, addend, image, index, inside, c, channels, high_y, high_x,
-                         cells_y, cells_x, BLOCK_C)  # fmt: skip
-            store_rows(out_rows, c, channels, values, BLOCK_C)
-    else:
-        operand = standardize(block, mean, reciprocal)
-        operand = affine(operand, norm_weight_ptr, norm_bias_ptr, 0, channels, BLOCK_C).to(dtype)
-        for d in range(0, embed, BLOCK_D):
-            w = load_matrix(weight_ptr, d, embed, 0, channels, BLOCK_D, BLOCK_C).to(dtype)
-            values = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
-            values = dot(operand, tl.trans(w), values, PRECISION)
-            if not ONE_BLOCK:
-                for c in range(BLOCK_C, channels, BLOCK_C):
-                    more = standardize(load_rows(rows, c, channels, BLOCK_C), mean, reciprocal)
-                    more = affine(more, norm_weight_ptr, norm_bias_ptr, c, channels, BLOCK_C)
-                    w = load_matrix(weight_ptr, d, embed, c, channels, BLOCK_D, BLOCK_C).to(dtype)
-                    values = dot(more.to(dtype), tl.trans(w), values, PRECISION)
-            if bias_ptr is not None:
-                values += load_vector(bias_ptr, d, embed, BLOCK_D)[None, :]
-            values = mix(values, gate, addend, image, index, inside, d, embed, high_y, high_x,
-                         cells_y, cells_x, BLOCK_D)  # fmt: skip
-            store_rows(out_rows, d, embed, values, BLOCK_D)
+            if ONE_BLOCK:
+                operand = standardize(block, mean, reciprocal) * gamma[None, :] + beta[None, :]
+                operand = operand.to(dtype)
+            for d in range(0, 1 if ONE_D else embed, BLOCK_D):
+                values = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
+                for c in range(0, 1 if ONE_BLOCK else channels, BLOCK_C):
+                    if not ONE_BLOCK:
+                        block = load_rows(rows, c, channels, BLOCK_C)
+                        gamma, beta = load_affine(
+                            norm_weight_ptr, norm_bias_ptr, c, channels, BLOCK_C
+                        )
+                        operand = standardize(block, mean, reciprocal) * gamma[None, :]
+                        operand = (operand + beta[None, :]).to(dtype)
+                    if not RESIDENT:
+                        w = load_matrix(weight_ptr, d, embed, c, channels, BLOCK_D, BLOCK_C)
+                        w = w.to(dtype)
+                    values = dot(operand, tl.trans(w), values, PRECISION)
+                if bias_ptr is not None:
+                    values += load_vector(bias_ptr, d, embed, BLOCK_D)[None, :]
+                values = mix(values, gate, addend, image, index, inside, d, embed, high_y,
+                             high_x, cells_y, cells_x, BLOCK_D)  # fmt: skip
+                store_rows(out_rows, d, embed, values, BLOCK_D)
 
 
 @triton.jit
@@ -315,27 +344,31 @@ def plan(
     launches = {}
     for entry in ENTRIES:
         whole = tuning.power_of_2(request.channels)
-        block_c = whole if whole * entry.pixels * itemsize <= MAX_TILE_BYTES else BLOCK_C
+        block_c = min(whole, entry.channels or whole)
+        if block_c * entry.pixels * itemsize > MAX_TILE_BYTES:
+            block_c = BLOCK_C
         blocks = dict(
             ONE_BLOCK=block_c >= request.channels,
             BLOCK_P=entry.pixels,
             BLOCK_C=block_c,
             BLOCK_D=min(64, tuning.power_of_2(request.embed)),
         )
+        blocks['ONE_D'] = blocks['BLOCK_D'] >= request.embed
         tiles = -(-request.pixels // entry.pixels)
-        programs = request.images * tiles
+        programs = min(request.images * tiles, entry.programs * device.processors)
         arguments: dict[str, object] = dict(tiles=tiles)
         if 'parts' in names:
             blocks['BLOCK_C'] = min(block_c, PARTS_BLOCK_C)
             chunks = -(-request.channels // blocks['BLOCK_C'])
             if request.projected:
                 chunks *= -(-request.embed // blocks['BLOCK_D'])
+            # The more blocks of sums there are, the fewer parts.
             arguments['parts'] = parts_of(request, device)
             programs = arguments['parts'] * chunks
         warps = entry.num_warps * 32 // device.warp_size
         given = {k: v for k, v in (*constants, *blocks.items()) if k in names}
         item = Launch(kernel, programs, arguments, given, warps, entry.num_stages)
-        launches.setdefault((*blocks.values(), warps, entry.num_stages), item)
+        launches.setdefault((*blocks.values(), programs, warps, entry.num_stages), item)
     return problem, tuple(launches.values())
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from .embedding import (
     UNSPECIALIZED,
-    affine,
     contiguous,
     flat_parents,
     gate_of,
+    load_affine,
     load_matrix,
     load_vector,
     parts_of,
@@ -30,46 +30,59 @@ from .window import dot, first_child, load_rows, store_rows
 
 
 @triton.jit
-def normalized_gradient(
+def map_gradient(
     rows,
     grad_rows,
+    grad_block,
     weight_ptr,
-    bias_ptr,
-    norm_weight_ptr,
-    norm_bias_ptr,
+    w,
     mean,
     reciprocal,
     start,
     channels,
     embed,
-    INNER: tl.constexpr,
     PRECISION: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
+    ONE_D: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Compute what the gradient of a map's channels is made of, from ``start`` on.
+    """Compute standardized channels (P, BLOCK_C) of a map, and the gradient of what is projected.
 
-    Returns:
-        The standardized channels (P, BLOCK_C), their gradient, and, with INNER, the inner products
-        (P,) of these channels with theirs before the affine part and the projection.
+    Args:
+        rows: P `Rows` of the map.
+        grad_rows: Those of the gradient of the embedding.
+        grad_block: (P, BLOCK_D), the block of these with ONE_D.
+        weight_ptr: (D, C), or None.
+        w: The weight with ONE_BLOCK and ONE_D.
+        mean: (P,), of the pixels.
+        reciprocal: (P,), their reciprocal deviations.
+        start: The first channel.
+        channels: Channels that there are.
+        embed: D.
+        PRECISION: As `dot` has it.
+        ONE_BLOCK: Whether BLOCK_C are all channels.
+        ONE_D: Whether BLOCK_D are all of the embedding's.
+        BLOCK_C: Channels of a block.
+        BLOCK_D: Likewise, of the embedding.
     """
     x = standardize(load_rows(rows, start, channels, BLOCK_C), mean, reciprocal)
+    dtype: tl.constexpr = rows.ptr.dtype.element_ty
     if weight_ptr is None:
         grad = load_rows(grad_rows, start, channels, BLOCK_C).to(tl.float32)
     else:
-        dtype: tl.constexpr = rows.ptr.dtype.element_ty
         grad = tl.zeros((x.shape[0], BLOCK_C), tl.float32)
-        for d in range(0, embed, BLOCK_D):
-            block = load_rows(grad_rows, d, embed, BLOCK_D)
-            w = load_matrix(weight_ptr, d, embed, start, channels, BLOCK_D, BLOCK_C)
-            grad = dot(block, w.to(dtype), grad, PRECISION)
-    inner = tl.zeros((x.shape[0],), tl.float32)
-    if INNER:
-        a = affine(x, norm_weight_ptr, norm_bias_ptr, start, channels, BLOCK_C)
-        inner = tl.sum(a * grad, 1)
-    if norm_weight_ptr is not None:
-        grad *= load_vector(norm_weight_ptr, start, channels, BLOCK_C)[None, :]
-    return x, grad, inner
+        for d in range(0, 1 if ONE_D else embed, BLOCK_D):
+            if ONE_D:
+                left = grad_block
+            else:
+                left = load_rows(grad_rows, d, embed, BLOCK_D)
+            if ONE_BLOCK and ONE_D:
+                right = w
+            else:
+                right = load_matrix(weight_ptr, d, embed, start, channels, BLOCK_D, BLOCK_C)
+            grad = dot(left, right.to(dtype), grad, PRECISION)
+    return x, grad
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -93,6 +106,7 @@ def embedding_bwd_kernel(
     cells_x,
     tiles,
     ONE_BLOCK: tl.constexpr,
+    ONE_D: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -104,65 +118,92 @@ def embedding_bwd_kernel(
     r (dX - mean(dX) - X mean(dX X)), of reciprocal deviation r; without a LayerNorm it is dA.
     inner (N, H, W), contiguous, receives <grad, LN(x) W^T + b>. grad (N, D, H, W), x and grad_x
     (N, C, H, W), gate (N, 1, h, w) are `Strided`; gate, grad_x, inner and parameters may be None,
-    statistics is without a LayerNorm. One program owns BLOCK_P pixels of an image. The grid is
-    (N * tiles,).
+    statistics is without a LayerNorm. One program owns some of the N * tiles blocks of BLOCK_P
+    pixels, every so many-th.
     """
-    program = tl.program_id(0)
-    image = (program // tiles).to(tl.int64)
-    index = program % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
+    dtype: tl.constexpr = x.ptr.dtype.element_ty
+    PROJECT: tl.constexpr = weight_ptr is not None
+    NORMALIZE: tl.constexpr = statistics_ptr is not None
+    if ONE_BLOCK:
+        gamma, beta = load_affine(norm_weight_ptr, norm_bias_ptr, 0, channels, BLOCK_C)
+    w = tl.zeros((1, 1), dtype)
+    if PROJECT and ONE_BLOCK and ONE_D:
+        w = load_matrix(weight_ptr, 0, embed, 0, channels, BLOCK_D, BLOCK_C).to(dtype)
     pixels = high_y * high_x
-    inside = index < pixels
-    rows, grad_rows = flat_rows(x, image, index, inside), flat_rows(grad, image, index, inside)
-    pixel = image * pixels + index
-    mean = None
-    reciprocal = None
-    if statistics_ptr is not None:
-        mean = tl.load(statistics_ptr + pixel, mask=inside, other=0.0)
-        half = images.to(tl.int64) * pixels
-        reciprocal = tl.load(statistics_ptr + half + pixel, mask=inside, other=0.0)
-    g = tl.full((BLOCK_P,), 1.0, tl.float32)
-    if gate is not None:
-        g = gate_of(gate, image, flat_parents(index, high_y, high_x, cells_y, cells_x), inside)
-    INNER: tl.constexpr = inner_ptr is not None
-
-    x_block, x_grad, inner = normalized_gradient(
-        rows, grad_rows, weight_ptr, bias_ptr, norm_weight_ptr, norm_bias_ptr, mean, reciprocal,
-        0, channels, embed, INNER, PRECISION, BLOCK_C, BLOCK_D,
-    )  # fmt: skip
-    first, second = tl.sum(x_grad, 1), tl.sum(x_grad * x_block, 1)
-    if not ONE_BLOCK:
-        for c in range(BLOCK_C, channels, BLOCK_C):
-            more, more_grad, more_inner = normalized_gradient(
-                rows, grad_rows, weight_ptr, bias_ptr, norm_weight_ptr, norm_bias_ptr, mean,
-                reciprocal, c, channels, embed, INNER, PRECISION, BLOCK_C, BLOCK_D,
-            )  # fmt: skip
-            first += tl.sum(more_grad, 1)
-            second += tl.sum(more_grad * more, 1)
-            inner += more_inner
-    if INNER:
-        if bias_ptr is not None:
-            for d in range(0, embed, BLOCK_D):
-                block = load_rows(grad_rows, d, embed, BLOCK_D).to(tl.float32)
-                inner += tl.sum(block * load_vector(bias_ptr, d, embed, BLOCK_D)[None, :], 1)
-        tl.store(inner_ptr + pixel, inner, mask=inside)
-    if grad_x is not None:
-        target = flat_rows(grad_x, image, index, inside)
-        first, second = first / channels, second / channels
+    half = images.to(tl.int64) * pixels
+    for number in range(tl.program_id(0), images * tiles, tl.num_programs(0)):
+        image = (number // tiles).to(tl.int64)
+        index = number % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
+        inside = index < pixels
+        rows, grad_rows = flat_rows(x, image, index, inside), flat_rows(grad, image, index, inside)
+        pixel = image * pixels + index
+        mean = tl.zeros((BLOCK_P,), tl.float32)
+        reciprocal = tl.full((BLOCK_P,), 1.0, tl.float32)
+        if NORMALIZE:
+            mean = tl.load(statistics_ptr + pixel, mask=inside, other=0.0)
+            reciprocal = tl.load(statistics_ptr + half + pixel, mask=inside, other=0.0)
+        grad_block = tl.zeros((1, 1), dtype)
+        if PROJECT and ONE_D:
+            grad_block = load_rows(grad_rows, 0, embed, BLOCK_D)
+        first = tl.zeros((BLOCK_P,), tl.float32)
+        second = tl.zeros((BLOCK_P,), tl.float32)
+        inner = tl.zeros((BLOCK_P,), tl.float32)
         if ONE_BLOCK:
-            if statistics_ptr is not None:
-                x_grad = x_grad - first[:, None] - x_block * second[:, None]
-                x_grad *= reciprocal[:, None]
-            store_rows(target, 0, channels, x_grad * g[:, None], BLOCK_C)
-        else:
+            x_block, x_grad = map_gradient(
+                rows, grad_rows, grad_block, weight_ptr, w, mean, reciprocal, 0, channels, embed,
+                PRECISION, ONE_BLOCK, ONE_D, BLOCK_C, BLOCK_D,
+            )  # fmt: skip
+            if inner_ptr is not None:
+                inner = projected(x_block, x_grad, gamma, beta, 0, channels, BLOCK_C)
+            x_grad *= gamma[None, :]
+            first, second = tl.sum(x_grad, 1), tl.sum(x_grad * x_block, 1)
+        elif NORMALIZE or inner_ptr is not None:
             for c in range(0, channels, BLOCK_C):
-                x_block, x_grad, _ = normalized_gradient(
-                    rows, grad_rows, weight_ptr, bias_ptr, norm_weight_ptr, norm_bias_ptr, mean,
-                    reciprocal, c, channels, embed, False, PRECISION, BLOCK_C, BLOCK_D,
+                gamma, beta = load_affine(norm_weight_ptr, norm_bias_ptr, c, channels, BLOCK_C)
+                x_block, x_grad = map_gradient(
+                    rows, grad_rows, grad_block, weight_ptr, w, mean, reciprocal, c, channels,
+                    embed, PRECISION, ONE_BLOCK, ONE_D, BLOCK_C, BLOCK_D,
                 )  # fmt: skip
-                if statistics_ptr is not None:
+                if inner_ptr is not None:
+                    inner += projected(x_block, x_grad, gamma, beta, c, channels, BLOCK_C)
+                x_grad *= gamma[None, :]
+                first += tl.sum(x_grad, 1)
+                second += tl.sum(x_grad * x_block, 1)
+        if inner_ptr is not None:
+            if bias_ptr is not None:
+                for d in range(0, embed, BLOCK_D):
+                    block = load_rows(grad_rows, d, embed, BLOCK_D).to(tl.float32)
+                    inner += tl.sum(block * load_vector(bias_ptr, d, embed, BLOCK_D)[None, :], 1)
+            tl.store(inner_ptr + pixel, inner, mask=inside)
+        if grad_x is not None:
+            g = tl.full((BLOCK_P,), 1.0, tl.float32)
+            if gate is not None:
+                cells = flat_parents(index, high_y, high_x, cells_y, cells_x)
+                g = gate_of(gate, image, cells, inside)
+            target = flat_rows(grad_x, image, index, inside)
+            first, second, g = first / channels, second / channels, g * reciprocal
+            if ONE_BLOCK:
+                if NORMALIZE:
                     x_grad = x_grad - first[:, None] - x_block * second[:, None]
-                    x_grad *= reciprocal[:, None]
-                store_rows(target, c, channels, x_grad * g[:, None], BLOCK_C)
+                store_rows(target, 0, channels, x_grad * g[:, None], BLOCK_C)
+            else:
+                for c in range(0, channels, BLOCK_C):
+                    gamma, _ = load_affine(norm_weight_ptr, norm_bias_ptr, c, channels, BLOCK_C)
+                    x_block, x_grad = map_gradient(
+                        rows, grad_rows, grad_block, weight_ptr, w, mean, reciprocal, c, channels,
+                        embed, PRECISION, ONE_BLOCK, ONE_D, BLOCK_C, BLOCK_D,
+                    )  # fmt: skip
+                    x_grad *= gamma[None, :]
+                    if NORMALIZE:
+                        x_grad = x_grad - first[:, None] - x_block * second[:, None]
+                    store_rows(target, c, channels, x_grad * g[:, None], BLOCK_C)
+
+
+@triton.jit
+def projected(x, grad, gamma, beta, start, channels, BLOCK_C: tl.constexpr):
+    """Multiply what is projected with its gradient and sum over BLOCK_C channels: (P,)."""
+    there = (start + tl.arange(0, BLOCK_C) < channels)[None, :]
+    return tl.sum(tl.where(there, (x * gamma[None, :] + beta[None, :]) * grad, 0.0), 1)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -217,8 +258,8 @@ def embedding_sums_kernel(
         image = (tile // tiles).to(tl.int64)
         index = tile % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
         inside = index < pixels
-        mean = None
-        reciprocal = None
+        mean = tl.zeros((BLOCK_P,), tl.float32)
+        reciprocal = tl.full((BLOCK_P,), 1.0, tl.float32)
         if statistics_ptr is not None:
             pixel = image * pixels + index
             mean = tl.load(statistics_ptr + pixel, mask=inside, other=0.0)
