@@ -40,22 +40,19 @@ class Entry(NamedTuple):
 
 
 ENTRIES = (
-    Entry(64, 0, 8, 1, 3),
-    Entry(64, 0, 8, 2, 2),
-    Entry(64, 0, 4, 1, 3),
+    Entry(64, 0, 4, 2, 3),
+    Entry(64, 0, 4, 1, 4),
     Entry(64, 0, 4, 2, 2),
-    Entry(64, 0, 8, 1, 2),
-    Entry(64, 0, 8, 1, 6),
-    Entry(32, 0, 4, 1, 6),
+    Entry(64, 0, 4, 2, 4),
+    Entry(64, 0, 4, 3, 2),
+    Entry(64, 0, 8, 2, 2),
     Entry(32, 0, 4, 2, 4),
-    Entry(32, 0, 8, 1, 4),
-    Entry(32, 0, 4, 1, 99),
-    Entry(64, 64, 8, 2, 4),
-    Entry(64, 128, 4, 2, 4),
-    Entry(64, 64, 4, 2, 6),
-    Entry(128, 64, 8, 2, 3),
-    Entry(128, 64, 4, 2, 3),
+    Entry(32, 0, 4, 3, 4),
     Entry(16, 0, 4, 2, 8),  # more programs for small maps
+    Entry(64, 64, 4, 2, 6),
+    Entry(32, 0, 8, 2, 3),
+    Entry(128, 32, 4, 2, 4),
+    Entry(32, 64, 4, 2, 8),
 )
 #: All channels of a program's pixels are held at once up to this size, and else so many at a time.
 MAX_TILE_BYTES = 2**15
@@ -63,7 +60,7 @@ BLOCK_C = 128
 #: Sums over all pixels are made in parts: so many channels by up to 64 of the embedding, by about
 #: so many programs in all, each of at least so many pixels.
 PARTS_BLOCK_C = 128
-PARTS_PER_PROCESSOR = 2
+PARTS_PER_PROCESSOR = 1
 PART_PIXELS = 512
 
 
@@ -126,12 +123,6 @@ def all_moments(rows, channels, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def standardize(block, mean, reciprocal):
-    """Subtract the mean of each row and multiply by the reciprocal deviation, in float32."""
-    return (block.to(tl.float32) - mean[:, None]) * reciprocal[:, None]
-
-
-@triton.jit
 def load_affine(norm_weight_ptr, norm_bias_ptr, start, channels, BLOCK_C: tl.constexpr):
     """Read the affine part of the LayerNorm of channels from ``start``, 1 and 0 where there is none."""
     gamma = tl.full((BLOCK_C,), 1.0, tl.float32)
@@ -189,11 +180,13 @@ def embedding_fwd_kernel(
     """
     dtype: tl.constexpr = x.ptr.dtype.element_ty
     PROJECT: tl.constexpr = weight_ptr is not None
-    RESIDENT: tl.constexpr = ONE_BLOCK and ONE_D
-    if ONE_BLOCK:
+    if not PROJECT and ONE_BLOCK:
         gamma, beta = load_affine(norm_weight_ptr, norm_bias_ptr, 0, channels, BLOCK_C)
-    if PROJECT and RESIDENT:
-        w = load_matrix(weight_ptr, 0, embed, 0, channels, BLOCK_D, BLOCK_C).to(dtype)
+    if PROJECT and ONE_D and ONE_BLOCK:
+        w, w_sums, shift = fold(
+            weight_ptr, bias_ptr, norm_weight_ptr, norm_bias_ptr, 0, embed, 0, channels, dtype,
+            BLOCK_D, BLOCK_C,
+        )  # fmt: skip
     # All programs of a processor read the parameters once, and then pixels.
     for number in range(tl.program_id(0), images * tiles, tl.num_programs(0)):
         image = (number // tiles).to(tl.int64)
@@ -220,33 +213,85 @@ def embedding_fwd_kernel(
                 if not ONE_BLOCK:
                     block = load_rows(rows, c, channels, BLOCK_C)
                     gamma, beta = load_affine(norm_weight_ptr, norm_bias_ptr, c, channels, BLOCK_C)
-                values = standardize(block, mean, reciprocal) * gamma[None, :] + beta[None, :]
+                values = (block.to(tl.float32) - mean[:, None]) * reciprocal[:, None]
+                values = values * gamma[None, :] + beta[None, :]
                 values = mix(values, gate, addend, image, index, inside, c, channels, high_y,
                              high_x, cells_y, cells_x, BLOCK_C)  # fmt: skip
                 store_rows(out_rows, c, channels, values, BLOCK_C)
         else:
-            if ONE_BLOCK:
-                operand = standardize(block, mean, reciprocal) * gamma[None, :] + beta[None, :]
-                operand = operand.to(dtype)
             for d in range(0, 1 if ONE_D else embed, BLOCK_D):
                 values = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
-                for c in range(0, 1 if ONE_BLOCK else channels, BLOCK_C):
-                    if not ONE_BLOCK:
-                        block = load_rows(rows, c, channels, BLOCK_C)
-                        gamma, beta = load_affine(
-                            norm_weight_ptr, norm_bias_ptr, c, channels, BLOCK_C
-                        )
-                        operand = standardize(block, mean, reciprocal) * gamma[None, :]
-                        operand = (operand + beta[None, :]).to(dtype)
-                    if not RESIDENT:
-                        w = load_matrix(weight_ptr, d, embed, c, channels, BLOCK_D, BLOCK_C)
-                        w = w.to(dtype)
-                    values = dot(operand, tl.trans(w), values, PRECISION)
-                if bias_ptr is not None:
-                    values += load_vector(bias_ptr, d, embed, BLOCK_D)[None, :]
+                if ONE_BLOCK:
+                    if not ONE_D:
+                        w, w_sums, shift = fold(
+                            weight_ptr, bias_ptr, norm_weight_ptr, norm_bias_ptr, d, embed, 0,
+                            channels, dtype, BLOCK_D, BLOCK_C,
+                        )  # fmt: skip
+                    values = dot(centred(block, mean), tl.trans(w), values, PRECISION)
+                else:
+                    w_sums = tl.zeros((BLOCK_D,), tl.float32)
+                    shift = tl.zeros((BLOCK_D,), tl.float32)
+                    for c in range(0, channels, BLOCK_C):
+                        more = load_rows(rows, c, channels, BLOCK_C)
+                        w, more_sums, more_shift = fold(
+                            weight_ptr, None, norm_weight_ptr, norm_bias_ptr, d, embed, c,
+                            channels, dtype, BLOCK_D, BLOCK_C,
+                        )  # fmt: skip
+                        values = dot(centred(more, mean), tl.trans(w), values, PRECISION)
+                        w_sums += more_sums
+                        shift += more_shift
+                    if bias_ptr is not None:
+                        shift += load_vector(bias_ptr, d, embed, BLOCK_D)
+                if dtype != tl.float32:
+                    values -= mean[:, None] * w_sums[None, :]
+                values = values * reciprocal[:, None] + shift[None, :]
                 values = mix(values, gate, addend, image, index, inside, d, embed, high_y,
                              high_x, cells_y, cells_x, BLOCK_D)  # fmt: skip
                 store_rows(out_rows, d, embed, values, BLOCK_D)
+
+
+@triton.jit
+def centred(block, mean):
+    """Subtract the means of the rows where sums could not bear it to be done later.
+
+    Products of 16 bits are exact in float32, and sums of few of them nearly so: there the mean is
+    made up for behind the product, and the block may go to the matrix units as it comes.
+    """
+    if block.dtype == tl.float32:
+        block = block - mean[:, None]
+    return block
+
+
+@triton.jit
+def fold(
+    weight_ptr,
+    bias_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    d,
+    embed,
+    c,
+    channels,
+    dtype: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Fold the affine part of the LayerNorm into a block of the projection.
+
+    Returns:
+        W gamma (BLOCK_D, BLOCK_C) in ``dtype``, the sums of its rows (BLOCK_D,) as it is rounded,
+        and what is added (BLOCK_D,): W beta and the bias.
+    """
+    w = load_matrix(weight_ptr, d, embed, c, channels, BLOCK_D, BLOCK_C).to(tl.float32)
+    shift = tl.zeros((BLOCK_D,), tl.float32)
+    if norm_bias_ptr is not None:
+        shift += tl.sum(w * load_vector(norm_bias_ptr, c, channels, BLOCK_C)[None, :], 1)
+    if bias_ptr is not None:
+        shift += load_vector(bias_ptr, d, embed, BLOCK_D)
+    if norm_weight_ptr is not None:
+        w *= load_vector(norm_weight_ptr, c, channels, BLOCK_C)[None, :]
+    rounded = w.to(dtype)
+    return rounded, tl.sum(rounded.to(tl.float32), 1), shift
 
 
 @triton.jit

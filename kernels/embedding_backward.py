@@ -12,6 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .embedding import (
+    centred,
+    fold,
     UNSPECIALIZED,
     contiguous,
     flat_parents,
@@ -21,7 +23,6 @@ from .embedding import (
     load_vector,
     parts_of,
     request_of,
-    standardize,
     start,
 )
 from .flat import flat, flat_rows
@@ -30,59 +31,47 @@ from .window import dot, first_child, load_rows, store_rows
 
 
 @triton.jit
-def map_gradient(
-    rows,
+def normalized_gradient(
     grad_rows,
-    grad_block,
     weight_ptr,
-    w,
-    mean,
-    reciprocal,
+    norm_weight_ptr,
     start,
     channels,
     embed,
+    DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
-    ONE_BLOCK: tl.constexpr,
-    ONE_D: tl.constexpr,
+    BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Compute standardized channels (P, BLOCK_C) of a map, and the gradient of what is projected.
+    """Compute the gradient of the standardized map, (P, BLOCK_C) channels from ``start``.
 
     Args:
-        rows: P `Rows` of the map.
-        grad_rows: Those of the gradient of the embedding.
-        grad_block: (P, BLOCK_D), the block of these with ONE_D.
+        grad_rows: P `Rows` of the gradient of the embedding.
         weight_ptr: (D, C), or None.
-        w: The weight with ONE_BLOCK and ONE_D.
-        mean: (P,), of the pixels.
-        reciprocal: (P,), their reciprocal deviations.
+        norm_weight_ptr: (C,), or None.
         start: The first channel.
         channels: Channels that there are.
         embed: D.
+        DTYPE: Of the products.
         PRECISION: As `dot` has it.
-        ONE_BLOCK: Whether BLOCK_C are all channels.
-        ONE_D: Whether BLOCK_D are all of the embedding's.
+        BLOCK_P: P.
         BLOCK_C: Channels of a block.
         BLOCK_D: Likewise, of the embedding.
     """
-    x = standardize(load_rows(rows, start, channels, BLOCK_C), mean, reciprocal)
-    dtype: tl.constexpr = rows.ptr.dtype.element_ty
     if weight_ptr is None:
         grad = load_rows(grad_rows, start, channels, BLOCK_C).to(tl.float32)
+        if norm_weight_ptr is not None:
+            grad *= load_vector(norm_weight_ptr, start, channels, BLOCK_C)[None, :]
     else:
-        grad = tl.zeros((x.shape[0], BLOCK_C), tl.float32)
-        for d in range(0, 1 if ONE_D else embed, BLOCK_D):
-            if ONE_D:
-                left = grad_block
-            else:
-                left = load_rows(grad_rows, d, embed, BLOCK_D)
-            if ONE_BLOCK and ONE_D:
-                right = w
-            else:
-                right = load_matrix(weight_ptr, d, embed, start, channels, BLOCK_D, BLOCK_C)
-            grad = dot(left, right.to(dtype), grad, PRECISION)
-    return x, grad
+        grad = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+        for d in range(0, embed, BLOCK_D):
+            w, _, _ = fold(
+                weight_ptr, None, norm_weight_ptr, None, d, embed, start, channels, DTYPE,
+                BLOCK_D, BLOCK_C,
+            )  # fmt: skip
+            grad = dot(load_rows(grad_rows, d, embed, BLOCK_D), w, grad, PRECISION)
+    return grad
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -91,12 +80,9 @@ def embedding_bwd_kernel(
     x,
     statistics_ptr,
     weight_ptr,
-    bias_ptr,
     norm_weight_ptr,
-    norm_bias_ptr,
     gate,
     grad_x,
-    inner_ptr,
     images,
     channels,
     embed,
@@ -112,23 +98,22 @@ def embedding_bwd_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Write the gradient of the map, and the inner products that the gate's is made of.
+    """Write the gradient of the map.
 
-    With dY = g grad, dA = dY W and dX = gamma dA, the gradient of a pixel's channels is
-    r (dX - mean(dX) - X mean(dX X)), of reciprocal deviation r; without a LayerNorm it is dA.
-    inner (N, H, W), contiguous, receives <grad, LN(x) W^T + b>. grad (N, D, H, W), x and grad_x
-    (N, C, H, W), gate (N, 1, h, w) are `Strided`; gate, grad_x, inner and parameters may be None,
-    statistics is without a LayerNorm. One program owns some of the N * tiles blocks of BLOCK_P
-    pixels, every so many-th.
+    With the gate g, dX = gamma (grad W) and the standardized map X, the gradient of a pixel's
+    channels is g r (dX - mean(dX) - X mean(dX X)), of reciprocal deviation r; without a LayerNorm
+    g dX. grad (N, D, H, W), x and grad_x (N, C, H, W), gate (N, 1, h, w) are `Strided`; gate and
+    parameters may be None, statistics is without a LayerNorm. One program owns some of the
+    N * tiles blocks of BLOCK_P pixels, every so many-th.
     """
     dtype: tl.constexpr = x.ptr.dtype.element_ty
     PROJECT: tl.constexpr = weight_ptr is not None
     NORMALIZE: tl.constexpr = statistics_ptr is not None
-    if ONE_BLOCK:
-        gamma, beta = load_affine(norm_weight_ptr, norm_bias_ptr, 0, channels, BLOCK_C)
-    w = tl.zeros((1, 1), dtype)
-    if PROJECT and ONE_BLOCK and ONE_D:
-        w = load_matrix(weight_ptr, 0, embed, 0, channels, BLOCK_D, BLOCK_C).to(dtype)
+    RESIDENT: tl.constexpr = PROJECT and ONE_BLOCK and ONE_D
+    if RESIDENT:
+        w, _, _ = fold(
+            weight_ptr, None, norm_weight_ptr, None, 0, embed, 0, channels, dtype, BLOCK_D, BLOCK_C
+        )
     pixels = high_y * high_x
     half = images.to(tl.int64) * pixels
     for number in range(tl.program_id(0), images * tiles, tl.num_programs(0)):
@@ -136,74 +121,55 @@ def embedding_bwd_kernel(
         index = number % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
         inside = index < pixels
         rows, grad_rows = flat_rows(x, image, index, inside), flat_rows(grad, image, index, inside)
-        pixel = image * pixels + index
-        mean = tl.zeros((BLOCK_P,), tl.float32)
-        reciprocal = tl.full((BLOCK_P,), 1.0, tl.float32)
-        if NORMALIZE:
-            mean = tl.load(statistics_ptr + pixel, mask=inside, other=0.0)
-            reciprocal = tl.load(statistics_ptr + half + pixel, mask=inside, other=0.0)
-        grad_block = tl.zeros((1, 1), dtype)
-        if PROJECT and ONE_D:
-            grad_block = load_rows(grad_rows, 0, embed, BLOCK_D)
+        target = flat_rows(grad_x, image, index, inside)
+        factor = tl.full((BLOCK_P,), 1.0, tl.float32)
+        if gate is not None:
+            cells = flat_parents(index, high_y, high_x, cells_y, cells_x)
+            factor = gate_of(gate, image, cells, inside)
         first = tl.zeros((BLOCK_P,), tl.float32)
         second = tl.zeros((BLOCK_P,), tl.float32)
-        inner = tl.zeros((BLOCK_P,), tl.float32)
+        if NORMALIZE:
+            pixel = image * pixels + index
+            mean = tl.load(statistics_ptr + pixel, mask=inside, other=0.0)
+            reciprocal = tl.load(statistics_ptr + half + pixel, mask=inside, other=0.0)
+            factor *= reciprocal
         if ONE_BLOCK:
-            x_block, x_grad = map_gradient(
-                rows, grad_rows, grad_block, weight_ptr, w, mean, reciprocal, 0, channels, embed,
-                PRECISION, ONE_BLOCK, ONE_D, BLOCK_C, BLOCK_D,
-            )  # fmt: skip
-            if inner_ptr is not None:
-                inner = projected(x_block, x_grad, gamma, beta, 0, channels, BLOCK_C)
-            x_grad *= gamma[None, :]
-            first, second = tl.sum(x_grad, 1), tl.sum(x_grad * x_block, 1)
-        elif NORMALIZE or inner_ptr is not None:
-            for c in range(0, channels, BLOCK_C):
-                gamma, beta = load_affine(norm_weight_ptr, norm_bias_ptr, c, channels, BLOCK_C)
-                x_block, x_grad = map_gradient(
-                    rows, grad_rows, grad_block, weight_ptr, w, mean, reciprocal, c, channels,
-                    embed, PRECISION, ONE_BLOCK, ONE_D, BLOCK_C, BLOCK_D,
-                )  # fmt: skip
-                if inner_ptr is not None:
-                    inner += projected(x_block, x_grad, gamma, beta, c, channels, BLOCK_C)
-                x_grad *= gamma[None, :]
-                first += tl.sum(x_grad, 1)
-                second += tl.sum(x_grad * x_block, 1)
-        if inner_ptr is not None:
-            if bias_ptr is not None:
-                for d in range(0, embed, BLOCK_D):
-                    block = load_rows(grad_rows, d, embed, BLOCK_D).to(tl.float32)
-                    inner += tl.sum(block * load_vector(bias_ptr, d, embed, BLOCK_D)[None, :], 1)
-            tl.store(inner_ptr + pixel, inner, mask=inside)
-        if grad_x is not None:
-            g = tl.full((BLOCK_P,), 1.0, tl.float32)
-            if gate is not None:
-                cells = flat_parents(index, high_y, high_x, cells_y, cells_x)
-                g = gate_of(gate, image, cells, inside)
-            target = flat_rows(grad_x, image, index, inside)
-            first, second, g = first / channels, second / channels, g * reciprocal
-            if ONE_BLOCK:
-                if NORMALIZE:
-                    x_grad = x_grad - first[:, None] - x_block * second[:, None]
-                store_rows(target, 0, channels, x_grad * g[:, None], BLOCK_C)
+            if NORMALIZE:
+                block = load_rows(rows, 0, channels, BLOCK_C)
+            if RESIDENT:
+                x_grad = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+                x_grad = dot(load_rows(grad_rows, 0, embed, BLOCK_D), w, x_grad, PRECISION)
             else:
+                x_grad = normalized_gradient(
+                    grad_rows, weight_ptr, norm_weight_ptr, 0, channels, embed, dtype, PRECISION,
+                    BLOCK_P, BLOCK_C, BLOCK_D,
+                )  # fmt: skip
+            if NORMALIZE:
+                block = (block.to(tl.float32) - mean[:, None]) * reciprocal[:, None]
+                first, second = tl.sum(x_grad, 1), tl.sum(x_grad * block, 1)
+                x_grad -= (first / channels)[:, None] + block * (second / channels)[:, None]
+            store_rows(target, 0, channels, x_grad * factor[:, None], BLOCK_C)
+        else:
+            if NORMALIZE:
                 for c in range(0, channels, BLOCK_C):
-                    gamma, _ = load_affine(norm_weight_ptr, norm_bias_ptr, c, channels, BLOCK_C)
-                    x_block, x_grad = map_gradient(
-                        rows, grad_rows, grad_block, weight_ptr, w, mean, reciprocal, c, channels,
-                        embed, PRECISION, ONE_BLOCK, ONE_D, BLOCK_C, BLOCK_D,
+                    x_grad = normalized_gradient(
+                        grad_rows, weight_ptr, norm_weight_ptr, c, channels, embed, dtype,
+                        PRECISION, BLOCK_P, BLOCK_C, BLOCK_D,
                     )  # fmt: skip
-                    x_grad *= gamma[None, :]
-                    if NORMALIZE:
-                        x_grad = x_grad - first[:, None] - x_block * second[:, None]
-                    store_rows(target, c, channels, x_grad * g[:, None], BLOCK_C)
-
-
-@triton.jit
-def projected(x, grad, gamma, beta, start, channels, BLOCK_C: tl.constexpr):
-    """Multiply what is projected with its gradient and sum over BLOCK_C channels: (P,)."""
-    there = (start + tl.arange(0, BLOCK_C) < channels)[None, :]
-    return tl.sum(tl.where(there, (x * gamma[None, :] + beta[None, :]) * grad, 0.0), 1)
+                    block = load_rows(rows, c, channels, BLOCK_C).to(tl.float32)
+                    block = (block - mean[:, None]) * reciprocal[:, None]
+                    first += tl.sum(x_grad, 1)
+                    second += tl.sum(x_grad * block, 1)
+            for c in range(0, channels, BLOCK_C):
+                x_grad = normalized_gradient(
+                    grad_rows, weight_ptr, norm_weight_ptr, c, channels, embed, dtype, PRECISION,
+                    BLOCK_P, BLOCK_C, BLOCK_D,
+                )  # fmt: skip
+                if NORMALIZE:
+                    block = load_rows(rows, c, channels, BLOCK_C).to(tl.float32)
+                    block = (block - mean[:, None]) * reciprocal[:, None]
+                    x_grad -= (first / channels)[:, None] + block * (second / channels)[:, None]
+                store_rows(target, c, channels, x_grad * factor[:, None], BLOCK_C)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -229,27 +195,26 @@ def embedding_sums_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Sum dY^T X and dY over a part of the pixels, X standardized.
+    """Sum X^T dY and dY over a part of the pixels, X standardized and dY = g grad.
 
-    grad (N, D, H, W), x (N, C, H, W) and gate (N, 1, h, w) are `Strided`. sums (parts, D, C) and
+    grad (N, D, H, W), x (N, C, H, W) and gate (N, 1, h, w) are `Strided`. sums (parts, C, D) and
     grad_sums (parts, D), contiguous, receive the sums; without a weight, sums (parts, C) those of
-    the products channel by channel. One program owns BLOCK_D x BLOCK_C sums of a part, every
+    the products channel by channel. One program owns BLOCK_C x BLOCK_D sums of a part, every
     ``parts``-th block of pixels. The grid is (parts * blocks of D * blocks of C,), without a weight
     (parts * blocks of C,).
     """
     program = tl.program_id(0)
-    PROJECTED: tl.constexpr = weight_ptr is not None
+    PROJECT: tl.constexpr = weight_ptr is not None
     dtype: tl.constexpr = x.ptr.dtype.element_ty
     blocks = tl.cdiv(channels, BLOCK_C)
-    if PROJECTED:
-        c, rest = program % blocks * BLOCK_C, program // blocks
+    c, part = program % blocks * BLOCK_C, program // blocks
+    if PROJECT:
         d_blocks = tl.cdiv(embed, BLOCK_D)
-        d, part = rest % d_blocks * BLOCK_D, rest // d_blocks
-        sums = tl.zeros((BLOCK_D, BLOCK_C), tl.float32)
+        d, part = part % d_blocks * BLOCK_D, part // d_blocks
+        sums = tl.zeros((BLOCK_C, BLOCK_D), tl.float32)
+        shift = tl.zeros((BLOCK_D,), tl.float32)
         grad_sums = tl.zeros((BLOCK_D,), tl.float32)
     else:
-        c, part = program % blocks * BLOCK_C, program // blocks
-        d = c
         sums = tl.zeros((BLOCK_C,), tl.float32)
         grad_sums = tl.zeros((BLOCK_C,), tl.float32)
     pixels = high_y * high_x
@@ -258,40 +223,43 @@ def embedding_sums_kernel(
         image = (tile // tiles).to(tl.int64)
         index = tile % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
         inside = index < pixels
+        block = load_rows(flat_rows(x, image, index, inside), c, channels, BLOCK_C)
+        grad_rows = flat_rows(grad, image, index, inside)
         mean = tl.zeros((BLOCK_P,), tl.float32)
-        reciprocal = tl.full((BLOCK_P,), 1.0, tl.float32)
+        factor = tl.full((BLOCK_P,), 1.0, tl.float32)
+        if gate is not None:
+            cells = flat_parents(index, high_y, high_x, cells_y, cells_x)
+            factor = gate_of(gate, image, cells, inside)
+        gates = factor
         if statistics_ptr is not None:
             pixel = image * pixels + index
             mean = tl.load(statistics_ptr + pixel, mask=inside, other=0.0)
-            reciprocal = tl.load(statistics_ptr + half + pixel, mask=inside, other=0.0)
-        block = load_rows(flat_rows(x, image, index, inside), c, channels, BLOCK_C)
-        block = standardize(block, mean, reciprocal)
-        grad_rows = flat_rows(grad, image, index, inside)
-        if PROJECTED:
-            grad_block = load_rows(grad_rows, d, embed, BLOCK_D)
+            factor *= tl.load(statistics_ptr + half + pixel, mask=inside, other=0.0)
+        if PROJECT:
+            rows = load_rows(grad_rows, d, embed, BLOCK_D)
+            grad_sums += tl.sum(rows.to(tl.float32) * gates[:, None], 0)
+            # Factors are relative to the largest, so that nothing leaves the dtype's range.
+            top = tl.max(factor, 0)
+            top = tl.where(top > 0.0, top, 1.0)
+            scaled = (rows * (factor / top)[:, None]).to(dtype)
+            nothing = tl.zeros((BLOCK_C, BLOCK_D), tl.float32)
+            sums += top * dot(tl.trans(centred(block, mean)), scaled, nothing, PRECISION)
+            if dtype != tl.float32:
+                shift += top * tl.sum(scaled.to(tl.float32) * mean[:, None], 0)
         else:
-            grad_block = load_rows(grad_rows, c, channels, BLOCK_C)
-        wide = grad_block.to(tl.float32)
-        if gate is not None:
-            cells = flat_parents(index, high_y, high_x, cells_y, cells_x)
-            g = gate_of(gate, image, cells, inside)
-            block *= g[:, None]
-            grad_sums += tl.sum(wide * g[:, None], 0)
-        else:
-            grad_sums += tl.sum(wide, 0)
-        if PROJECTED:
-            sums = dot(tl.trans(grad_block), block.to(dtype), sums, PRECISION)
-        else:
-            sums += tl.sum(wide * block, 0)
+            rows = load_rows(grad_rows, c, channels, BLOCK_C).to(tl.float32)
+            grad_sums += tl.sum(rows * gates[:, None], 0)
+            block = (block.to(tl.float32) - mean[:, None]) * factor[:, None]
+            sums += tl.sum(rows * block, 0)
     channel = c + tl.arange(0, BLOCK_C)
     there = channel < channels
-    if PROJECTED:
-        row = d + tl.arange(0, BLOCK_D)
-        place = (part * embed + row)[:, None] * channels + channel[None, :]
-        tl.store(sums_ptr + place, sums, mask=(row < embed)[:, None] & there[None, :])
-        tl.store(
-            grad_sums_ptr + part * embed + row, grad_sums, mask=row < tl.where(c == 0, embed, 0)
-        )
+    if PROJECT:
+        column = d + tl.arange(0, BLOCK_D)
+        place = (part * channels + channel)[:, None] * embed + column[None, :]
+        mask = there[:, None] & (column < embed)[None, :]
+        tl.store(sums_ptr + place, sums - shift[None, :], mask=mask)
+        place = grad_sums_ptr + part * embed + column
+        tl.store(place, grad_sums, mask=column < tl.where(c == 0, embed, 0))
     else:
         tl.store(sums_ptr + part * channels + channel, sums, mask=there)
         tl.store(grad_sums_ptr + part * channels + channel, grad_sums, mask=there)
@@ -315,10 +283,10 @@ def embedding_parameters_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Add up the parts of M = dY^T X and m = sum of dY, and turn them into gradients.
+    """Add up the parts of M = X^T dY and m = sum of dY, and turn them into gradients.
 
-    With LN(x) = gamma X + beta: dW = gamma M + m beta^T, db = m, dgamma = sum_d W M and
-    dbeta = sum_d W m; without a weight dgamma is M and dbeta m. Gradients that are None are left
+    With LN(x) = gamma X + beta: dW^T = gamma M + beta m^T, db = m, dgamma = sum_d W^T M and
+    dbeta = sum_d W^T m; without a weight dgamma is M and dbeta m. Gradients that are None are left
     out. One program owns BLOCK_C channels. The grid is (blocks of C,).
     """
     c = tl.program_id(0) * BLOCK_C
@@ -335,33 +303,32 @@ def embedding_parameters_kernel(
             grad_norm_bias += tl.sum(tl.load(grad_sums_ptr + place, mask=mask, other=0.0), 0)
     else:
         for d in range(0, embed, BLOCK_D):
-            row = d + tl.arange(0, BLOCK_D)
-            sums = tl.zeros((BLOCK_D, BLOCK_C), tl.float32)
+            column = d + tl.arange(0, BLOCK_D)
+            sums = tl.zeros((BLOCK_C, BLOCK_D), tl.float32)
             grad_sums = tl.zeros((BLOCK_D,), tl.float32)
             for p in range(0, parts, BLOCK_PARTS):
-                place = (p + part)[:, None] * embed + row[None, :]
-                mask = (p + part < parts)[:, None] & (row < embed)[None, :]
+                row = p + part
+                mask = (row < parts)[:, None] & (column < embed)[None, :]
+                place = row[:, None] * embed + column[None, :]
                 grad_sums += tl.sum(tl.load(grad_sums_ptr + place, mask=mask, other=0.0), 0)
-                place = place[:, :, None] * channels + channel[None, None, :]
-                mask = mask[:, :, None] & there[None, None, :]
-                sums += tl.sum(tl.load(sums_ptr + place, mask=mask, other=0.0), 0)
-            w = load_matrix(weight_ptr, d, embed, c, channels, BLOCK_D, BLOCK_C).to(tl.float32)
-            grad_norm_weight += tl.sum(w * sums, 0)
-            grad_norm_bias += tl.sum(w * grad_sums[:, None], 0)
-            if grad_weight_ptr is not None:
-                values = sums
-                if norm_weight_ptr is not None:
-                    values *= load_vector(norm_weight_ptr, c, channels, BLOCK_C)[None, :]
-                if norm_bias_ptr is not None:
-                    beta = load_vector(norm_bias_ptr, c, channels, BLOCK_C)
-                    values += grad_sums[:, None] * beta[None, :]
                 place = row[:, None] * channels + channel[None, :]
+                place = place[:, :, None] * embed + column[None, None, :]
+                mask = mask[:, None, :] & there[None, :, None]
+                sums += tl.sum(tl.load(sums_ptr + place, mask=mask, other=0.0), 0)
+            place = column[None, :] * channels + channel[:, None]
+            mask = (column < embed)[None, :] & there[:, None]
+            w = tl.load(weight_ptr + place, mask=mask, other=0.0).to(tl.float32)
+            grad_norm_weight += tl.sum(w * sums, 1)
+            grad_norm_bias += tl.sum(w * grad_sums[None, :], 1)
+            if grad_weight_ptr is not None:
+                gamma, beta = load_affine(norm_weight_ptr, norm_bias_ptr, c, channels, BLOCK_C)
+                values = sums * gamma[:, None] + beta[:, None] * grad_sums[None, :]
                 values = values.to(grad_weight_ptr.dtype.element_ty)
-                mask = (row < embed)[:, None] & there[None, :]
                 tl.store(grad_weight_ptr + place, values, mask=mask)
             if grad_bias_ptr is not None:
                 values = grad_sums.to(grad_bias_ptr.dtype.element_ty)
-                tl.store(grad_bias_ptr + row, values, mask=row < tl.where(c == 0, embed, 0))
+                place = grad_bias_ptr + column
+                tl.store(place, values, mask=column < tl.where(c == 0, embed, 0))
     if grad_norm_weight_ptr is not None:
         values = grad_norm_weight.to(grad_norm_weight_ptr.dtype.element_ty)
         tl.store(grad_norm_weight_ptr + channel, values, mask=there)
@@ -373,7 +340,7 @@ def embedding_parameters_kernel(
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def embedding_cells_kernel(
     grad,
-    inner_ptr,
+    out,
     gate,
     addend,
     grad_gate,
@@ -391,10 +358,10 @@ def embedding_cells_kernel(
 ):
     """Write the gradients of gate and addend, sums over the pixels of each cell.
 
-    With G the sum of grad over a cell's pixels and t that of inner: of the addend (1 - g) G, without
-    a gate G; of the gate's logit g (1 - g) (t - <G, s>). grad (N, D, H, W) and the others, (N, *, h,
-    w), are `Strided`, inner (N, H, W) is contiguous. One program owns BLOCK_P cells of an image. The
-    grid is (N * tiles,).
+    With G the sum of grad over a cell's pixels: of the addend (1 - g) G, without a gate G; of the
+    gate's logit (1 - g) (sum <grad, out> - <G, s>), for out - s is g times what differs from s.
+    grad and out (N, D, H, W) and the others, (N, *, h, w), are `Strided`. One program owns BLOCK_P
+    cells of an image. The grid is (N * tiles,).
     """
     program = tl.program_id(0)
     image = (program // tiles).to(tl.int64)
@@ -403,30 +370,31 @@ def embedding_cells_kernel(
     row, column = index // cells_x, index % cells_x
     top, bottom = first_child(row, cells_y, high_y), first_child(row + 1, cells_y, high_y)
     left, right = first_child(column, cells_x, high_x), first_child(column + 1, cells_x, high_x)
-    g = tl.zeros((BLOCK_P,), tl.float32)
-    total = tl.zeros((BLOCK_P,), tl.float32)
+    rest = tl.full((BLOCK_P,), 1.0, tl.float32)
     if gate is not None:
-        g = gate_of(gate, image, index, inside)
+        rest -= gate_of(gate, image, index, inside)
+    total = tl.zeros((BLOCK_P,), tl.float32)
     for d in range(0, embed, BLOCK_D):
         sums = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
+        if grad_gate is not None:
+            more = load_rows(flat_rows(addend, image, index, inside), d, embed, BLOCK_D)
+            more = more.to(tl.float32)
         for slot in range(slots_y * slots_x):
             y, x = top + slot // slots_x, left + slot % slots_x
             there = inside & (y < bottom) & (x < right)
             pixel = y * high_x + x
-            rows = flat_rows(grad, image, pixel, there)
-            sums += load_rows(rows, d, embed, BLOCK_D).to(tl.float32)
+            block = load_rows(flat_rows(grad, image, pixel, there), d, embed, BLOCK_D)
+            block = block.to(tl.float32)
+            sums += block
             if grad_gate is not None:
-                place = inner_ptr + image * (high_y * high_x) + pixel
-                total += tl.load(place, mask=there & (d == tl.zeros_like(index)), other=0.0)
-        if grad_gate is not None:
-            more = load_rows(flat_rows(addend, image, index, inside), d, embed, BLOCK_D)
-            total -= tl.sum(sums * more.to(tl.float32), 1)
+                values = load_rows(flat_rows(out, image, pixel, there), d, embed, BLOCK_D)
+                total += tl.sum(block * (values.to(tl.float32) - more), 1)
         if grad_addend is not None:
             target = flat_rows(grad_addend, image, index, inside)
-            store_rows(target, d, embed, sums * (1.0 - g)[:, None], BLOCK_D)
+            store_rows(target, d, embed, sums * rest[:, None], BLOCK_D)
     if grad_gate is not None:
         target = flat_rows(grad_gate, image, index, inside)
-        values = (g * (1.0 - g) * total).to(target.ptr.dtype.element_ty)
+        values = (rest * total).to(target.ptr.dtype.element_ty)
         tl.store(target.ptr + target.offsets, values, mask=inside)
 
 
@@ -440,6 +408,7 @@ def backward(
     norm_bias: Tensor | None,
     gate: Tensor | None,
     addend: Tensor | None,
+    out: Tensor | None,
     grads: dict[str, Tensor],
 ) -> None:
     """Write the gradients that are asked for; the same bits at every run of one choice of blocks.
@@ -454,38 +423,31 @@ def backward(
         norm_bias: Likewise.
         gate: Likewise.
         addend: Likewise.
+        out: What the forward wrote; needed for the gradient of the gate.
         grads: Those that are written, by the names of the inputs above; of parameters contiguous.
     """
     x, grad, gate, addend = flat(x), flat(grad), flat(gate), flat(addend)
-    weight, bias = contiguous(weight), contiguous(bias)
+    weight = contiguous(weight)
     norm_weight, norm_bias = contiguous(norm_weight), contiguous(norm_bias)
     (n, c, height, width), embed = x.shape, grad.shape[1]
-    inner = None
-    if 'gate' in grads:
-        inner = torch.empty((n, height, width), dtype=torch.float32, device=x.device)
-    if 'x' in grads or inner is not None:
+    if 'x' in grads:
         start(
             embedding_bwd_kernel,
             x,
             embed,
             addend,
-            tensors=dict(grad=grad, x=x, gate=gate, grad_x=grads.get('x')),
+            tensors=dict(grad=grad, x=x, gate=gate, grad_x=grads['x']),
             pointers=dict(
-                statistics_ptr=statistics,
-                weight_ptr=weight,
-                bias_ptr=bias,
-                norm_weight_ptr=norm_weight,
-                norm_bias_ptr=norm_bias,
-                inner_ptr=inner,
+                statistics_ptr=statistics, weight_ptr=weight, norm_weight_ptr=norm_weight
             ),
             constants={},
         )
     parameters = {'weight', 'bias', 'norm_weight', 'norm_bias'} & grads.keys()
     if parameters:
         parts = parts_of(request_of(x, embed, weight is not None), device_of(x))
-        shape = (parts, c) if weight is None else (parts, embed, c)
+        shape = (parts, c) if weight is None else (parts, c, embed)
         sums = torch.empty(shape, dtype=torch.float32, device=x.device)
-        grad_sums = torch.empty(shape[:2], dtype=torch.float32, device=x.device)
+        grad_sums = torch.empty((parts, shape[-1]), dtype=torch.float32, device=x.device)
         start(
             embedding_sums_kernel,
             x,
@@ -532,12 +494,13 @@ def backward(
             x,
             dict(
                 grad=grad,
+                out=flat(out),
                 gate=gate,
                 addend=addend,
                 grad_gate=grads.get('gate'),
                 grad_addend=grads.get('addend'),
             ),
-            dict(inner_ptr=inner),
+            {},
             dict(
                 embed=embed,
                 high_y=height,

@@ -55,6 +55,7 @@ class Entry(NamedTuple):
     num_stages: int
     sectors: int = 0  # of 32 bytes that a row of pixels fills where maps are planes
     ahead: bool = False  # whether values are asked for before they are needed
+    step: int = 0  # pixels that a program with cells of its own reads at a time; default: rows
 
 
 def power_of_2(n: int) -> int:
@@ -129,7 +130,7 @@ def cell_blocks(problem: Problem, entry: Entry) -> dict[str, int]:
         TILE_H=tile[0],
         TILE_W=tile[1],
         ROW=triton.next_power_of_2((tile[1] + halo) * sx),
-        BLOCK_M=entry.rows,
+        BLOCK_M=entry.step or entry.rows,
         BLOCK_N=power_of_2(tile[0] * tile[1]),
         **_channel_blocks(problem, entry),
     )
@@ -158,19 +159,18 @@ FORWARD = Table(
     (
         Entry(64, 64, 4, 3),
         Entry(64, 64, 4, 2),  # 4 x 4 cells at K = 5 and ratio 2: 64 queries by 64 keys exactly
-        Entry(64, 64, 4, 4),
-        Entry(64, 32, 4, 3),
-        Entry(128, 64, 8, 2, sectors=2, ahead=True),
-        Entry(128, 64, 8, 3, sectors=2, ahead=True),
-        Entry(128, 32, 8, 3, sectors=2, ahead=True),
-        Entry(128, 32, 8, 3, sectors=2),
-        Entry(128, 64, 8, 3, sectors=1, ahead=True),
-        Entry(64, 64, 4, 2, sectors=2, ahead=True),
-        Entry(64, 64, 4, 3, sectors=2),
-        Entry(64, 64, 8, 2, sectors=2, ahead=True),
-        Entry(64, 64, 4, 3, sectors=1, ahead=True),
         Entry(64, 64, 4, 3, ahead=True),
-        Entry(64, 256, 4, 1),
+        Entry(128, 64, 8, 3, sectors=1, ahead=True),
+        Entry(128, 32, 8, 3, sectors=1, ahead=True),
+        Entry(128, 32, 8, 4, sectors=1, ahead=True),
+        Entry(64, 64, 4, 2, sectors=1),
+        Entry(64, 64, 4, 3, sectors=1),
+        Entry(64, 64, 4, 3, sectors=1, ahead=True),
+        Entry(64, 32, 4, 3, sectors=1, ahead=True),
+        Entry(64, 128, 4, 2, sectors=1, ahead=True),
+        Entry(64, 64, 4, 3, sectors=2, ahead=True),
+        Entry(64, 32, 4, 3, sectors=2),
+        Entry(64, 128, 4, 2, sectors=2, ahead=True),
     ),
     pixel_blocks,
     # No matrix units here, and the operands lie in registers: short blocks of channels, and nothing
@@ -180,15 +180,14 @@ FORWARD = Table(
 #: Affiliation, backward, and similarity, forward: scores are the result, so registers are scarcer.
 BACKWARD = Table(
     (
+        Entry(64, 64, 4, 3),
         Entry(64, 64, 4, 2),
         Entry(64, 64, 8, 2),  # two blocks of scores fill the registers of 4 warps
-        Entry(64, 64, 4, 3),  # where they fit, 4 warps wait less for each other
-        Entry(64, 32, 4, 4),
-        Entry(64, 64, 4, 4),
-        Entry(64, 128, 4, 2),
         Entry(32, 64, 4, 3),  # more programs for small maps
-        Entry(64, 64, 8, 3, sectors=1),
-        Entry(64, 64, 8, 3, sectors=2),
+        Entry(64, 32, 4, 3),
+        Entry(64, 64, 4, 3, sectors=1),
+        Entry(64, 64, 4, 2, sectors=1),
+        Entry(64, 64, 4, 3, sectors=2),
     ),
     functools.partial(pixel_blocks, max_scores=MAX_SCORES // 4),
     float32=(Entry(32, 32, 4, 1),),  # as above, and half the scores
@@ -207,17 +206,20 @@ TRANSPOSE = Table(
 #: Affiliation, backward, of the value.
 VALUE = Table(
     (
-        Entry(64, 128, 8, 2),  # 64 cells: the pixels around them are read about twice
-        Entry(64, 256, 8, 2),  # the weights are made once for all of an FPN's channels
-        Entry(64, 256, 8, 3),
-        Entry(64, 128, 4, 2),
-        Entry(64, 128, 4, 3),
-        Entry(64, 64, 4, 3),
-        Entry(64, 128, 8, 3),
-        Entry(32, 128, 4, 2),  # more programs for small maps
-        Entry(32, 128, 4, 3),
         Entry(32, 256, 4, 2),
-        Entry(32, 256, 8, 3),
+        Entry(64, 128, 4, 2),
+        Entry(32, 128, 4, 3),
+        Entry(64, 256, 4, 2, step=32),
+        Entry(64, 256, 4, 3, step=32),
+        Entry(64, 128, 4, 2, step=32),
+        Entry(64, 128, 4, 3, step=32),
+        Entry(32, 256, 4, 2, step=64),
+        Entry(32, 128, 4, 2, step=64),
+        Entry(32, 128, 4, 3, step=64),
+        Entry(32, 256, 4, 3, step=32),
+        Entry(32, 256, 4, 4, step=16),
+        Entry(64, 128, 4, 3, step=16),
+        Entry(64, 256, 8, 2),
     ),
     cell_blocks,
     one_block=True,
@@ -258,7 +260,8 @@ def candidates(
         entries = sorted(entries, key=lambda entry: not entry.sectors)
     for entry in entries:
         blocks = table.blocks(problem, entry)
-        warps = min(8, blocks['BLOCK_M'] * blocks['BLOCK_N'] // SCORES_PER_WARP)
+        scores = 2 * SCORES_PER_WARP if entry.sectors else SCORES_PER_WARP
+        warps = min(8, blocks['BLOCK_M'] * blocks['BLOCK_N'] // scores)
         warps = max(entry.num_warps, warps) * 32 // warp_size
         entry = entry._replace(num_warps=warps)
         options = (*blocks.values(), warps, entry.num_stages, entry.ahead)

@@ -165,15 +165,15 @@ def embeddings(case: Case, value: torch.Tensor, guide: torch.Tensor, query: torc
     inputs = (*parameters.values(), gate, addend)
     embedding.forward(guide, *inputs, query, statistics, True, EPS)
     grads = dict(x=guide, **parameters, gate=gate, addend=addend)
-    embedding_backward.backward(query, guide, statistics, *inputs, grads)
+    embedding_backward.backward(query, guide, statistics, *inputs, query, grads)
     inputs = (*parameters.values(), None, None)
     embedding.forward(guide, *inputs, query, statistics, True, EPS)
     grads = dict(x=guide, **parameters)
-    embedding_backward.backward(query, guide, statistics, *inputs, grads)
+    embedding_backward.backward(query, guide, statistics, *inputs, query, grads)
     inputs = (None, None, gamma, beta, None, None)
     embedding.forward(guide, *inputs, guide, statistics, True, EPS)
     grads = dict(x=guide, norm_weight=gamma, norm_bias=beta)
-    embedding_backward.backward(guide, guide, statistics, *inputs, grads)
+    embedding_backward.backward(guide, guide, statistics, *inputs, None, grads)
 
 
 def source(item: launch.Launch, backend: str) -> ASTSource:
