@@ -10,6 +10,8 @@ def timing(ms: float, over_bilinear: float | None = None) -> Timing:
     """A result in which nothing else matters."""
     return Timing(
         extra_bytes=0,
+        peak_bytes=0,
+        peak_over_bilinear=None,
         ms=ms,
         ms_min_max=(ms, ms),
         launch_ms=0.0,

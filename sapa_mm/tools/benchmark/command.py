@@ -218,7 +218,7 @@ def compare_operators(options: argparse.Namespace, shapes: Sequence[Shape]) -> i
             done = f'{i * len(kinds) + j + 1}/{len(shapes) * len(kinds)}'
             print(f'[{done}] {shape.name} {dtype} {layout}', file=sys.stderr, flush=True)
             found += measure(shape, dtype, layout, options.rounds, options.compile, watch)
-        print_table(found)
+        print_table(found, options.device.type == 'cuda')
         rows += found
         if options.json:
             write_json(options.json, operators_record(info, shapes[: i + 1], rows))

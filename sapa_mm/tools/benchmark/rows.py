@@ -12,6 +12,8 @@ class Timing:
 
     Attributes:
         extra_bytes: Peak bytes that a call allocates beyond its results.
+        peak_bytes: Peak bytes that it allocates, its results included.
+        peak_over_bilinear: These over those of bilinear interpolation; None if that was not timed.
         ms: Milliseconds of the device.
         ms_min_max: Least and most of them.
         launch_ms: Milliseconds until the call was launched.
@@ -24,6 +26,8 @@ class Timing:
     """
 
     extra_bytes: int
+    peak_bytes: int
+    peak_over_bilinear: float | None
     ms: float
     ms_min_max: tuple[float, float]
     launch_ms: float
