@@ -62,7 +62,10 @@ def test_measures_and_writes(device, tmp_path, capsys):
             assert 0 < row['error'] < TOLERANCE[dtype]
     if device == 'cpu':
         reason = 'not timed: mmcv has it for GPUs only'
-        assert f'| bfloat16 | nchw | mmcv CARAFE | {reason} | - | - | - | - | - | - | - |' in printed.out
+        assert (
+            f'| bfloat16 | nchw | mmcv CARAFE | {reason} | - | - | - | - | - | - | - |'
+            in printed.out
+        )
 
 
 def test_keys_of_the_json(tmp_path):

@@ -298,8 +298,15 @@ NAMES = (
     'DySample module',
     'FADE module',
 )
+COMPILED = ('compiled unfold', 'flex_attention')
 # What takes little longer than the operator.
-FAST = (OURS, 'mmcv CARAFE', BILINEAR, *(f'{name} module' for name in SAPA_FORMS), 'DySample module')
+FAST = (
+    OURS,
+    'mmcv CARAFE',
+    BILINEAR,
+    *(f'{name} module' for name in SAPA_FORMS),
+    'DySample module',
+)
 
 
 def default_names(preset: str | None) -> tuple[str, ...]:
@@ -385,7 +392,7 @@ def candidates(
         'DySample module': dysample,
         'FADE module': fade,
     }
-    reasons = {'compiled unfold': off, 'flex_attention': off}
+    reasons = dict.fromkeys(COMPILED, off)
     if not on_gpu:
         del makers[f'{OURS} torch']
         reasons['mmcv CARAFE'] = 'mmcv has it for GPUs only'

@@ -9,7 +9,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .candidates import BILINEAR, OURS, Candidate, candidates, reason_of
+from .candidates import (
+    BILINEAR,
+    COMPILED,
+    OURS,
+    Candidate,
+    candidates,
+    default_names,
+    reason_of,
+)
 from .check import TOLERANCE, Check
 from .rows import PASSES, NotTimed, Row, Timing
 from .shapes import Shape
@@ -224,7 +232,8 @@ def measure(
         A row for each.
     """
     torch.manual_seed(0)
-    if compilation != 'off':
+    names = names or default_names(None)
+    if compilation != 'off' and not set(COMPILED).isdisjoint(names):
         torch.compiler.reset()  # else torch takes new sizes for dynamic ones, and then gives up
     contenders = candidates(shape, watch.device, getattr(torch, dtype), compilation, names)
     inputs = {name for c in contenders if not c.reason for name in c.inputs}
