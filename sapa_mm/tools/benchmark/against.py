@@ -17,7 +17,7 @@ KINDS = {
     'models': 'predictions of models',
     'training': 'training steps',
 }
-Place = tuple[str, ...]
+Place = tuple[str, ...]  # what was timed, in words
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ def times(record: Mapping[str, Any]) -> Iterator[tuple[Place, float | None]]:
     """
     for row in record.get('rows', ()):
         for label in PASSES:
-            place = (row['shape'], row['dtype'], row['layout'], row['candidate'], label)
-            yield place, row[label].get('ms')
+            names = (row['shape'], row['dtype'], row['layout'], row['candidate'])
+            yield (*names, label), row[label].get('ms')
     for row in record.get('host', ()):
         for label in PASSES:
-            place = ('autocast' if row['autocast'] else 'no autocast', row['candidate'], label)
-            yield place, row[label].get('us')
+            names = ('autocast' if row['autocast'] else 'no autocast', row['candidate'])
+            yield (*names, label), row[label].get('us')
     size = 'x'.join(map(str, (record.get('batch'), *record.get('size', ()))))
     for row in record.get('models', ()):
         yield (size, row['config'], 'prediction'), row['ms']

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,13 +121,11 @@ def exact_assembly(channels: Tensor, value: Tensor, weights: Tensor, *, kernel_s
     return reference.assemble(weights, value[:, channels], kernel_size=kernel_size)
 
 
-def exact_embedding(
-    module: torch.nn.Module, value: Tensor, guide: Tensor, ratio: int
-) -> tuple[Tensor, Tensor]:
+def exact_embedding(module: Any, value: Tensor, guide: Tensor, ratio: int) -> tuple[Tensor, Tensor]:
     """Compute the query and the key of SAPA-I, -B or -G by the layers' own definitions.
 
     Args:
-        module: The upsampler.
+        module: The upsampler, a `SAPA`.
         value: x, (N, C, H, W).
         guide: (N, C, ratio * H, ratio * W).
         ratio: Output pixels per cell and axis.

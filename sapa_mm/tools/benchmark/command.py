@@ -115,8 +115,8 @@ def compare_training(options: argparse.Namespace) -> Outcome:
     }
     for line in sorted(problems):
         print(line, file=sys.stderr)
-    training = [row.record() for row in rows]
-    record = {'environment': info, 'batch': batch, 'size': [height, width], 'training': training}
+    record: dict[str, object] = {'environment': info, 'batch': batch, 'size': [height, width]}
+    record['training'] = [row.record() for row in rows]
     return record, int(bool(problems))
 
 
@@ -138,8 +138,7 @@ def compare_host(options: argparse.Namespace) -> Outcome:
     rows = measure_host(options.rounds, options.device)
     print(host_table(rows), end='\n\n')
     failed = any(isinstance(found, NotTimed) for row in rows for found in row.passes.values())
-    record = {'environment': info, 'host': [row.record() for row in rows]}
-    return record, int(failed and on_gpu)
+    return {'environment': info, 'host': [row.record() for row in rows]}, int(failed and on_gpu)
 
 
 def operators_record(

@@ -28,30 +28,44 @@ NAMES = (BILINEAR, OURS, *(f'{name} module' for name in SAPA_FORMS))
 CALLS = 30
 
 
-def launches(device: torch.device) -> AbstractContextManager[object]:
-    """Return what the kernels are called in: on a CPU every launch does nothing.
+def launches(name: str, device: torch.device) -> AbstractContextManager[object]:
+    """Return what a candidate is called in: on a CPU launching a kernel does nothing.
 
-    Raises:
-        ImportError: There is no triton.
-        NotImplementedError: Launches cannot be left out.
+    Args:
+        name: The candidate; bilinear interpolation, which has no such kernel, runs as it is.
+        device: Where it runs.
     """
-    if device.type == 'cuda':
+    if device.type == 'cuda' or name == BILINEAR:
         return contextlib.nullcontext()
-    launch = importlib.import_module('sapa_mm.kernels.launch')
-    if not hasattr(launch, 'stubbed'):
-        raise NotImplementedError('without a GPU the launches cannot be left out')
-    stubbed: Callable[[], AbstractContextManager[object]] = launch.stubbed
-    return stubbed()
+    stubbed: AbstractContextManager[object]
+    stubbed = importlib.import_module('sapa_mm.kernels.launch').stubbed()
+    return stubbed
+
+
+def obstacle(candidate: Candidate, device: torch.device) -> str | None:
+    """Return why a candidate cannot be timed; None if it can."""
+    if candidate.reason or device.type == 'cuda' or candidate.name == BILINEAR:
+        return candidate.reason
+    try:
+        launch = importlib.import_module('sapa_mm.kernels.launch')
+    except ImportError as error:
+        return reason_of(error)
+    return None if hasattr(launch, 'stubbed') else 'only on a GPU'
+
+
+def dtype_on(device: torch.device) -> torch.dtype:
+    """Return the dtype of the inputs: float16, on a CPU, which is slow in that, float32."""
+    return torch.float16 if device.type == 'cuda' else torch.float32
 
 
 def contestants(device: torch.device, autocast: bool) -> list[Candidate]:
-    """Return what is compared: in float16, or, under autocast, with parameters in float32.
+    """Return what is compared: parameters are in `dtype_on`'s dtype, under autocast in float32.
 
     Args:
         device: Where it runs.
         autocast: Whether the forward runs under autocast.
     """
-    dtype = torch.float32 if autocast else torch.float16
+    dtype = torch.float32 if autocast else dtype_on(device)
     found = candidates(SHAPE, device, dtype, 'off', NAMES)
     return [under_autocast(candidate, device) for candidate in found] if autocast else found
 
@@ -100,10 +114,11 @@ def measure_host(rounds: int, device: torch.device) -> list[HostRow]:
         A row for each candidate, without autocast and with it.
     """
     torch.manual_seed(0)
-    tensors = draw(SHAPE, {'query', 'key', 'value', 'guide'}, torch.float16, 'nchw', device)
-    rows = []
+    names = {'query', 'key', 'value', 'guide'}
+    tensors = draw(SHAPE, names, dtype_on(device), 'nchw', device)
+    rows: list[HostRow] = []
     for autocast in (False, True):
-        print(f'[{autocast + 1}/2] {"autocast" if autocast else "float16"}', file=sys.stderr)
+        print(f'[{autocast + 1}/2] {"" if autocast else "no "}autocast', file=sys.stderr)
         contenders = contestants(device, autocast)
         found = {c.name: HostRow(c.name, autocast) for c in contenders}
         for label in PASSES:
@@ -132,11 +147,12 @@ def time_calls(
     taken: dict[str, list[float]] = {}
     calls: dict[str, Callable[[], object]] = {}
     for candidate in contenders:
+        reason = obstacle(candidate, device)
+        if reason:
+            results[candidate.name] = NotTimed(reason)
+            continue
         try:
-            if candidate.reason:
-                raise NotImplementedError(candidate.reason)
-            grad = None
-            with contextlib.nullcontext() if candidate.name == BILINEAR else launches(device):
+            with launches(candidate.name, device):
                 (out,) = candidate.run(tensors, None)
                 # On a CPU autocast interpolates in float32.
                 grad = None if label == PASSES[0] else torch.ones_like(out)
@@ -147,7 +163,7 @@ def time_calls(
             results[candidate.name] = NotTimed(reason_of(error))
     for i in range(rounds + 1):
         for name, call in calls.items():
-            with contextlib.nullcontext() if name == BILINEAR else launches(device):
+            with launches(name, device):
                 seconds = repeatedly(call, CALLS, device)
             if i:
                 taken[name].append(seconds)
@@ -169,7 +185,8 @@ def host_table(rows: Sequence[HostRow]) -> str:
         for label in PASSES:
             found = row.passes[label]
             if isinstance(found, NotTimed):
-                line.append(f'not timed: {found.reason}')
+                same = label != PASSES[0] and found == row.passes[PASSES[0]]
+                line.append('-' if same else f'not timed: {found.reason}')
             else:
                 line.append(f'{found.us:.0f} us ({number(found.time_over_bilinear, ".1f")}x)')
         lines.append(line)

@@ -48,8 +48,8 @@ def make_parser(prog: str | None, description: str | None) -> argparse.ArgumentP
         '--shapes',
         nargs='+',
         choices=PRESETS,
-        help='named shapes (small on a CPU, all but gpu and small on a GPU); gpu stands alone: four '
-        'sizes, in float16, without the slow candidates',
+        help='named shapes (small on a CPU, all but gpu and small on a GPU); gpu, which stands '
+        'alone, is four sizes, in float16, with SAPA-I and SAPA-G and without slow candidates',
     )
     own = parser.add_argument_group('a shape of your own, in place of --shapes')
     own.add_argument('--batch', type=positive, help='N (2)')

@@ -86,11 +86,10 @@ def preset(name: str, device: torch.device) -> list[Shape]:
         image_bytes = 256 * 512 * 512 * 2
         return [Shape('large 256x256', -(-4 * cache_bytes(device) // image_bytes), 256, 256)]
     if name == 'gpu':
-        sizes = {
-            'dysample': (1, 120, 120),
-            'fpn': (2, 200, 304),
-            'sf64': (16, 64, 64),
-            'large': (8, 256, 256),
-        }
-        return [Shape(name, *size) for name, size in sizes.items()]
+        return [
+            Shape('dysample', 1, 120, 120),
+            Shape('fpn', 2, 200, 304),
+            Shape('sf64', 16, 64, 64),
+            Shape('large', 8, 256, 256),
+        ]
     return [Shape('small 64x64', 2, 64, 64)]

@@ -1,16 +1,17 @@
 """The training steps of whole models of mmsegmentation."""
 
+import contextlib
 import copy
 import math
 import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,25 @@ def labelled(labels: Tensor) -> 'BaseDataElement':
     return sample
 
 
+def segmentor(cfg: 'Config', device: torch.device) -> Any:
+    """Build the model of a config on a device, to be trained."""
+    return build(cfg).to(device).train()
+
+
+@contextlib.contextmanager
+def quiet_mmengine() -> Iterator[None]:
+    """Keep a line for every option of every parameter off the output."""
+    from mmengine.logging import MMLogger
+
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('WARNING')
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 class Trainee:
     """A `Trainee` is a model with its optimizer and random images on its device.
 
@@ -70,8 +90,8 @@ class Trainee:
         options.pop('dtype', None)
         if dtype != 'float32':
             options['dtype'] = dtype
-        self.model = build(cfg).to(device).train()
-        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        self.model = segmentor(cfg, device)
+        with DefaultScope.overwrite_default_scope(cfg.default_scope), quiet_mmengine():
             self.optimizer = build_optim_wrapper(self.model, options)
         classes = self.model.num_classes
         self.images = torch.randint(256, (batch, 3, *size), dtype=torch.uint8, device=device)
