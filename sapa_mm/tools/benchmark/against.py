@@ -45,12 +45,12 @@ def times(record: Mapping[str, Any]) -> Iterator[tuple[Place, float | None]]:
     """
     for row in record.get('rows', ()):
         for label in PASSES:
-            names = (row['shape'], row['dtype'], row['layout'], row['candidate'])
-            yield (*names, label), row[label].get('ms')
+            kind = (row['dtype'], row['layout'])
+            yield (row['shape'], *kind, row['candidate'], label), row[label].get('ms')
     for row in record.get('host', ()):
         for label in PASSES:
-            names = ('autocast' if row['autocast'] else 'no autocast', row['candidate'])
-            yield (*names, label), row[label].get('us')
+            context = 'autocast' if row['autocast'] else 'no autocast'
+            yield (context, row['candidate'], label), row[label].get('us')
     size = 'x'.join(map(str, (record.get('batch'), *record.get('size', ()))))
     for row in record.get('models', ()):
         yield (size, row['config'], 'prediction'), row['ms']
