@@ -6,8 +6,8 @@ from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS
 
 from sapa_mm.tools.benchmark import measure
-from sapa_mm.tools.benchmark.candidates import candidates
-from sapa_mm.tools.benchmark.command import parse
+from sapa_mm.tools.benchmark.candidates import candidates, default_names
+from sapa_mm.tools.benchmark.options import parse
 from sapa_mm.tools.benchmark.shapes import Shape, preset
 from sapa_mm.tools.benchmark.stopwatch import Stopwatch, cache_bytes
 
@@ -128,7 +128,27 @@ def test_other_presets():
     (small,) = preset('small', CPU)
     assert small.sizes()['query'] == (2, 32, 128, 128)
     assert small.sizes()['value'] == (2, 256, 64, 64)
-    _, shapes = parse(['--device', 'cpu'])
+    found = [(s.name, s.batch, s.height, s.width) for s in preset('gpu', CPU)]
+    assert found == [
+        ('dysample', 1, 120, 120),
+        ('fpn', 2, 200, 304),
+        ('sf64', 16, 64, 64),
+        ('large', 8, 256, 256),
+    ]
+    options, shapes = parse(['--device', 'cpu'])
     assert shapes == [small]
+    assert 'unfold+einsum' in options.candidates
+    options, shapes = parse(['--device', 'cpu', '--shapes', 'gpu'])
+    assert [str(s).partition(' value')[2] for s in shapes] == [
+        f' {size}, K 5'
+        for size in ((1, 256, 120, 120), (2, 256, 200, 304), (16, 256, 64, 64), (8, 256, 256, 256))
+    ]
+    assert all((s.embed, s.ratio) == (32, 2) for s in shapes)
+    assert options.dtypes == ['float16']
+    assert options.candidates == default_names('gpu')
+    asked = ['--dtypes', 'bfloat16', '--candidates', 'bilinear', 'sapa-g-module', 'sapa_mm']
+    options, _ = parse(['--device', 'cpu', '--shapes', 'gpu', *asked])
+    assert options.dtypes == ['bfloat16']
+    assert options.candidates == ('sapa_mm', 'bilinear', 'SAPA-G module')
     _, shapes = parse(['--device', 'cpu', '--shapes', 'dysample', 'segformer'])
     assert [shape.name.split()[0] for shape in shapes] == ['dysample', *['segformer'] * 3]

@@ -265,8 +265,12 @@ def train_in_turns(
             live.append(found)
     for i in range(rounds + 1):
         print(f'[{i}/{rounds}] steps in {dtype}', file=sys.stderr, flush=True)
-        for timed in live:
-            time_once(timed, device, keep=i > 0)
+        for timed in list(live):
+            try:
+                time_once(timed, device, keep=i > 0)
+            except Exception as error:  # such as no memory, now that the others hold some
+                timed.row.passes = dict.fromkeys(TRAINING_PASSES, NotTimed(reason_of(error)))
+                live.remove(timed)
     for timed in live:
         timed.row.passes = {label: summarize(timed, live[0], label) for label in TRAINING_PASSES}
     return rows
