@@ -195,7 +195,7 @@ class TrainingRow:
     Attributes:
         config: CONFIG as it was given.
         dtype: Precision of the training step; predictions are in float32.
-        loss: The loss of the last step before the timed ones; None if there was none.
+        loss: The finite loss of the last step before the timed ones; None if there was none.
         passes: The result of every pass, by its label in `TRAINING_PASSES`.
     """
 

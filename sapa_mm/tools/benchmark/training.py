@@ -167,13 +167,14 @@ def prepare(
             warnings.simplefilter('ignore')  # the frameworks warn about schedulers and resizing
             trainee = make()
             for _ in range(WARM_UP):
-                row.loss = float(trainee.step()['loss'])
+                loss = float(trainee.step()['loss'])
             trainee.model.eval()
             trainee.predict()
     except Exception as error:  # whatever it is: the other models are timed
         return NotTimed(reason_of(error))
-    if not math.isfinite(row.loss or 0.0):
-        return NotTimed(f'its loss is {row.loss}', refused=True)
+    if not math.isfinite(loss):
+        return NotTimed(f'its loss is {loss}', refused=True)
+    row.loss = loss
     return Timed(trainee, row, allocated(device) - before)
 
 
