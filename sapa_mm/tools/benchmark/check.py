@@ -18,7 +18,7 @@ CHECKED_CHANNELS = 8
 # those in the middle.
 CHECKED_PIXELS = 2**17
 # The reference computes this many pixels at a time.
-REFERENCE_PIXELS = 2**15
+REFERENCE_PIXELS = 2**14
 
 
 def bands(height: int, count: int) -> list[range]:
