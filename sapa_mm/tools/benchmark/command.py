@@ -1,14 +1,15 @@
 """Time point affiliation against what else computes it, and against plainer upsampling.
 
-Every candidate is checked against the float64 reference first, and what fails is not timed. All
-candidates of a shape take turns in one process, so that ratios hold where the machine's speed
-drifts: a ratio is the median over the rounds of that round's ratio, a time the median of the
-rounds. On a CPU every call gets its large tensors fresh from the system, so that no candidate
-profits from the pages of the one before. On a GPU every round draws new inputs, the L2 cache is
-flushed before each call, and the device has enough to do meanwhile for the call's launches to be
-queued: the time is the device's, that of launching is the host's. Extra memory is the peak that a
-call allocates through torch, less its results; the peaks that are compared with bilinear's include
-them.
+Every candidate is checked against the float64 reference first, and what fails is not timed; the
+check takes the first and the last image and channels, and where those are large the first, middle
+and last rows. All candidates of a shape take turns in one process, so that ratios hold where the
+machine's speed drifts: a ratio is the median over the rounds of that round's ratio, a time the
+median of the rounds. On a CPU every call gets its large tensors fresh from the system, so that no
+candidate profits from the pages of the one before. On a GPU every round draws new inputs, the L2
+cache is flushed before each call, and the device has enough to do meanwhile for the call's launches
+to be queued: the time is the device's, that of launching is the host's. Extra memory is the peak
+that a call allocates through torch, less its results; the peaks that are compared with bilinear's
+include them.
 
 Bandwidth counts the fewest bytes a call can move. Forward: read query, key and value once, write
 the output once. Backward: read the output's gradient and the three inputs, write three gradients.
