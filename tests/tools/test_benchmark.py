@@ -62,7 +62,10 @@ def test_measures_and_writes(device, tmp_path, capsys):
             assert 0 < row['error'] < TOLERANCE[dtype]
     if device == 'cpu':
         reason = 'not timed: mmcv has it for GPUs only'
-        assert f'| bfloat16 | nchw | mmcv CARAFE | {reason} | - | - | - | - | - |' in printed.out
+        assert (
+            f'| bfloat16 | nchw | mmcv CARAFE | {reason} | - | - | - | - | - | - | - |'
+            in printed.out
+        )
 
 
 def test_keys_of_the_json(tmp_path):
@@ -87,6 +90,8 @@ def test_keys_of_the_json(tmp_path):
     for label in labels:
         assert list(rows['sapa_mm'][label]) == [
             'extra_bytes',
+            'peak_bytes',
+            'peak_over_bilinear',
             'ms',
             'ms_min_max',
             'launch_ms',
@@ -203,7 +208,7 @@ def test_what_cannot_run_says_why(monkeypatch, tmp_path, capsys):
     assert rows['forward only']['first_call_s'].keys() == {'forward'}
     reason = 'NotImplementedError: no / backward'
     assert rows['forward only']['forward+backward'] == {'not_timed': reason, 'refused': False}
-    assert f' | not timed: {reason} | - | - |' in capsys.readouterr().out
+    assert f' | not timed: {reason} | - | - | - |' in capsys.readouterr().out
     assert rows['late']['forward'] == {'not_timed': 'ValueError: late', 'refused': False}
 
 

@@ -12,7 +12,7 @@ from sapa_mm.tools.benchmark.measure import LAYOUTS, draw
 from sapa_mm.tools.benchmark.shapes import Shape
 
 CPU = torch.device('cpu')
-MODULES = ('SAPA-B module', 'DySample module', 'FADE module')
+MODULES = ('SAPA-I module', 'SAPA-B module', 'SAPA-G module', 'DySample module', 'FADE module')
 INPUTS = {'query', 'key', 'value', 'guide', 'weights'}
 
 
@@ -21,8 +21,8 @@ def draw_all(shape, dtype=torch.float32, layout='nchw'):
 
 
 def candidate(name, shape, dtype=torch.float32, compilation='off'):
-    found = {c.name: c for c in contest.candidates(shape, CPU, dtype, compilation)}
-    return found[name]
+    (found,) = contest.candidates(shape, CPU, dtype, compilation, [name])
+    return found
 
 
 @pytest.mark.parametrize('size', [(2, 5, 9, 2, 5), (1, 4, 11, 3, 3), (2, 9, 4, 1, 7)])
@@ -103,6 +103,68 @@ def test_strips_of_the_reference_are_the_reference(monkeypatch):
         torch.testing.assert_close(got, expected[check.images])
 
 
+def test_bands_are_the_first_the_middle_and_the_last():
+    assert checks.bands(7, 7) == [range(7)]
+    assert checks.bands(20, 10) == [range(3), range(8, 11), range(17, 20)]
+    # None is left out where there are no more.
+    assert checks.bands(3, 0) == [range(3)]
+    assert checks.bands(4, 0) == [range(1), range(1, 2), range(3, 4)]
+    assert checks.bands(4, 3) == [range(1), range(1, 2), range(3, 4)]
+
+
+def banded(monkeypatch, dtype=torch.float32):
+    """A shape of 40 rows of cells, 12 of them in bands, and its check; K 5."""
+    shape = Shape('tiny', 1, 40, 3, 20, 4, 2, 5)
+    monkeypatch.setattr(checks, 'CHECKED_PIXELS', 12 * 2 * 6)
+    monkeypatch.setattr(checks, 'REFERENCE_PIXELS', 3 * 2 * 6)  # strips of three rows and of one
+    tensors = draw_all(shape, dtype)
+    check = checks.Check(shape, tensors)
+    assert check.bands == [range(4), range(18, 22), range(36, 40)]
+    return shape, tensors, check
+
+
+def test_bands_of_the_reference_are_the_reference(monkeypatch):
+    shape, tensors, check = banded(monkeypatch, torch.float64)
+    high = [y for band in check.bands for y in range(2 * band.start, 2 * band.stop)]
+    outside = [y for y in range(80) if y not in high]
+    assert (check.grad[:, :, outside] == 0).all()
+    torch.testing.assert_close(
+        check.grad[check.place][:, :, high], tensors['out'][check.place][:, :, high]
+    )
+    ours = candidate('sapa_mm', shape)
+    leaves = [tensors[name].clone().requires_grad_() for name in ours.inputs]
+    out = reference.point_affiliation(*leaves, kernel_size=5)
+    grads = torch.autograd.grad(out, leaves, check.grad)
+    got = check.reference(ours)
+    torch.testing.assert_close(got[0], out[check.place].detach()[:, :, high])
+    # Each band of cells has a halo of two rows, and two rows of pixels belong to a cell.
+    cells = [*range(6), *range(16, 24), *range(34, 40)]
+    pixels = [y for cell in cells for y in (2 * cell, 2 * cell + 1)]
+    for x, expected, rows in zip(got[1:], grads, (pixels, cells, cells), strict=True):
+        torch.testing.assert_close(x, expected[:, :, rows])
+    assert check.error(ours, ours.run(tensors, check.grad)) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ('name', 'row', 'noticed'),
+    [
+        ('out', 0, True),
+        ('out', 43, True),
+        ('out', 79, True),
+        ('out', 9, False),  # as the check says
+        ('value', 5, True),
+        ('value', 24, True),  # should be 0
+        ('query', 60, True),  # likewise
+    ],
+)
+def test_rows_that_are_noticed(name, row, noticed, monkeypatch):
+    shape, tensors, check = banded(monkeypatch)
+    ours = candidate('sapa_mm', shape)
+    got = ours.run(tensors, check.grad)
+    got[['out', *ours.inputs].index(name)][:, :, row] += 0.01
+    assert (check.error(ours, got) > checks.TOLERANCE['float32']) is noticed
+
+
 def spoil(where):
     """Ours, a thousandth off at one place of the output or (by its name) of a gradient."""
 
@@ -177,6 +239,7 @@ def test_nan_fails_whatever_comes_first():
         ('unfold+einsum', 23_592_960, 54_001_664),
         ('bilinear', 20_971_520, 41_943_040),
         ('SAPA-B module', 37_748_736, 96_468_992),
+        ('SAPA-I module', 37_748_736, 96_468_992),
         ('FADE module', 37_748_736, 96_468_992),
         ('DySample module', 20_971_520, 46_137_344),
         ('mmcv CARAFE', 22_609_920, 51_052_544),
@@ -190,3 +253,16 @@ def test_least_bytes(name, forward, both):
     assert tested.least_bytes(shape, 2, 'forward') == forward
     assert tested.least_bytes(shape, 2, 'forward+backward') == both
     assert tested.least_bytes(shape, 4, 'forward') == 2 * forward
+
+
+def test_names_of_candidates():
+    shape = Shape('tiny', 1, 3, 4, 8, 4)
+    device = torch.device('cpu')
+    found = contest.candidates(shape, device, torch.float32, 'off', contest.NAMES)
+    assert [c.name for c in found] == [n for n in contest.NAMES if n != 'sapa_mm torch']
+    default = [c.name for c in contest.candidates(shape, device, torch.float32, 'off')]
+    assert default == [c.name for c in found if c.name[:6] not in ('SAPA-I', 'SAPA-G')]
+    assert set(contest.default_names('gpu')) == {
+        *('sapa_mm', 'mmcv CARAFE', 'bilinear', 'DySample module'),
+        *('SAPA-I module', 'SAPA-B module', 'SAPA-G module'),
+    }

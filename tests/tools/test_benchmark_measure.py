@@ -6,8 +6,8 @@ from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS
 
 from sapa_mm.tools.benchmark import measure
-from sapa_mm.tools.benchmark.candidates import candidates
-from sapa_mm.tools.benchmark.command import parse
+from sapa_mm.tools.benchmark.candidates import candidates, default_names
+from sapa_mm.tools.benchmark.options import parse
 from sapa_mm.tools.benchmark.shapes import Shape, preset
 from sapa_mm.tools.benchmark.stopwatch import Stopwatch, cache_bytes
 
@@ -17,18 +17,23 @@ CPU = torch.device('cpu')
 def test_memory_is_at_most_an_eighth_of_unfolds():
     shape = Shape('medium', 1, 24, 24, 128, 16)
     tensors = measure.draw(shape, {'query', 'key', 'value'}, torch.float32, 'nchw', CPU)
-    found = {c.name: c for c in candidates(shape, CPU, torch.float32, 'off')}
-    ours, unfold = found['sapa_mm'], found['unfold+einsum']
+    contenders = {c.name: c for c in candidates(shape, CPU, torch.float32, 'off')}
+    ours, unfold = contenders['sapa_mm'], contenders['unfold+einsum']
     for grad in (None, tensors['out']):
-        extra = [measure.extra_memory(c, tensors, grad) for c in (ours, unfold)]
+        found = [measure.memory(c, tensors, grad) for c in (ours, unfold)]
+        extra = [peak - results for peak, results in found]
         assert 0 < 8 * extra[0] <= extra[1]
 
 
 def test_figures_are_medians_of_the_rounds():
     times = [(0.1, 0.01), (0.4, 0.03), (0.2, 0.02)]
     ours = [(0.1, 0), (0.1, 0), (0.4, 0)]
-    figures = measure.summarize(2**20, 10**9, times, {'sapa_mm': ours}, [1e10, 5e9, 4e10])
+    figures = measure.summarize(
+        (3 * 2**20, 2**21), 2**19, 10**9, times, {'sapa_mm': ours}, [1e10, 5e9, 4e10]
+    )
     assert figures.extra_bytes == 2**20
+    assert figures.peak_bytes == 3 * 2**20
+    assert figures.peak_over_bilinear == 6
     assert figures.ms == 200
     assert figures.ms_min_max == (100, 400)
     assert figures.launch_ms == 20
@@ -123,7 +128,27 @@ def test_other_presets():
     (small,) = preset('small', CPU)
     assert small.sizes()['query'] == (2, 32, 128, 128)
     assert small.sizes()['value'] == (2, 256, 64, 64)
-    _, shapes = parse(['--device', 'cpu'])
+    found = [(s.name, s.batch, s.height, s.width) for s in preset('gpu', CPU)]
+    assert found == [
+        ('dysample', 1, 120, 120),
+        ('fpn', 2, 200, 304),
+        ('sf64', 16, 64, 64),
+        ('large', 8, 256, 256),
+    ]
+    options, shapes = parse(['--device', 'cpu'])
     assert shapes == [small]
+    assert 'unfold+einsum' in options.candidates
+    options, shapes = parse(['--device', 'cpu', '--shapes', 'gpu'])
+    assert [str(s).partition(' value')[2] for s in shapes] == [
+        f' {size}, K 5'
+        for size in ((1, 256, 120, 120), (2, 256, 200, 304), (16, 256, 64, 64), (8, 256, 256, 256))
+    ]
+    assert all((s.embed, s.ratio) == (32, 2) for s in shapes)
+    assert options.dtypes == ['float16']
+    assert options.candidates == default_names('gpu')
+    asked = ['--dtypes', 'bfloat16', '--candidates', 'bilinear', 'sapa-g-module', 'sapa_mm']
+    options, _ = parse(['--device', 'cpu', '--shapes', 'gpu', *asked])
+    assert options.dtypes == ['bfloat16']
+    assert options.candidates == ('sapa_mm', 'bilinear', 'SAPA-G module')
     _, shapes = parse(['--device', 'cpu', '--shapes', 'dysample', 'segformer'])
     assert [shape.name.split()[0] for shape in shapes] == ['dysample', *['segformer'] * 3]

@@ -10,6 +10,8 @@ def timing(ms: float, over_bilinear: float | None = None) -> Timing:
     """A result in which nothing else matters."""
     return Timing(
         extra_bytes=0,
+        peak_bytes=0,
+        peak_over_bilinear=None,
         ms=ms,
         ms_min_max=(ms, ms),
         launch_ms=0.0,
@@ -44,6 +46,35 @@ def test_totals_count_every_step(capsys):
     assert '| float32 | nchw | half | 7.000 ms | - |' in out
     report.print_totals(shapes[2:], rows)
     assert capsys.readouterr().out == ''
+
+
+def test_the_host_has_a_column_on_a_gpu(capsys):
+    found = Timing(
+        extra_bytes=3 * 2**20,
+        peak_bytes=5 * 2**20,
+        peak_over_bilinear=1.25,
+        ms=0.5,
+        ms_min_max=(0.4, 0.6),
+        launch_ms=0.1234,
+        time_over_sapa_mm=2.0,
+        time_over_bilinear=0.75,
+        least_bytes=1,
+        gb_per_s=1.0,
+        copy_gb_per_s=2.0,
+        of_copy=0.5,
+    )
+    rows = [Row('a', 'float16', 'nchw', 'bilinear', passes=passes(found, NotTimed('why')))]
+    report.print_table(rows, on_gpu=True)
+    head, _, line, *rest = capsys.readouterr().out.splitlines()
+    columns = 'of copy | x bilinear | peak x bilinear | host us'
+    assert head.endswith(f'| forward | {columns} | forward+backward | {columns} |')
+    times = '0.500 ms (2.00x), 3.0 MiB (-x) | 50.0% | 0.75 | 1.25 | 123'
+    assert line == f'| float16 | nchw | bilinear | {times} | not timed: why | - | - | - | - |'
+    assert rest == ['']  # ours, whose first calls would be told, is not there
+    report.print_table(rows, on_gpu=False)
+    head, _, line, *_ = capsys.readouterr().out.splitlines()
+    assert 'host' not in head
+    assert line.count('|') == head.count('|') == 12
 
 
 def plot_rows():

@@ -128,3 +128,111 @@ def test_gpu_check_refuses_unknown_steps(tmp_path):
     assert result.returncode == 2
     assert 'got: memchek' in result.stderr
     assert not (tmp_path / 'out').exists()
+
+
+FAKE_PYTHON = """#!/bin/sh
+case "$*" in
+"-W ignore -") printf '%s\\n' torch triton pytest numpy xdist mmseg gpu ;;
+-) echo a device ;;
+-c*) ;;
+*)
+    echo "$*" >>"$RECORD"
+    echo "the output of $*"
+    case "$*" in *"$FAILING"*) exit 3 ;; esac
+    ;;
+esac
+"""
+# Notes the limit, and ends as it does when that is reached.
+FAKE_TIMEOUT = """#!/bin/sh
+[ "$1 $2 $3 $4" = "-s INT -k 5" ] || exit 9
+shift 4
+printf '%s ' "$1" >>"$RECORD"
+shift
+"$@" || exit
+case "$*" in *"$SLOW"*) exit 124 ;; esac
+"""
+
+
+def gpu_check(folder: Path, *arguments: str, failing: str = 'nothing', slow: str = 'nothing'):
+    """Run it where python, timeout and compute-sanitizer only note how they are called."""
+    fakes = folder / 'bin'
+    fakes.mkdir(exist_ok=True)
+    sanitizer = '#!/bin/sh\nprintf "%s " "$2" >>"$RECORD"\nshift 6\nexec "$@"\n'
+    texts = {'python3': FAKE_PYTHON, 'timeout': FAKE_TIMEOUT, 'compute-sanitizer': sanitizer}
+    for name, text in texts.items():
+        (fakes / name).write_text(text)
+        (fakes / name).chmod(0o755)
+    (folder / 'record').write_text('')
+    result = bash(
+        str(TOOLS / 'gpu_check.sh'),
+        *arguments,
+        VIRTUAL_ENV=str(folder),
+        PATH=f'{fakes}:{os.environ["PATH"]}',
+        RECORD=str(folder / 'record'),
+        FAILING=failing,
+        SLOW=slow,
+        TRITON_INTERPRET='',
+    )
+    return result, (folder / 'record').read_text().splitlines()
+
+
+def test_gpu_check_stays_below_eight_minutes(tmp_path):
+    out = tmp_path / 'out'
+    result, calls = gpu_check(tmp_path, str(out))
+    assert result.returncode == 0, result.stderr
+    limits = [int(call.split()[0]) for call in calls]
+    # Every step has five seconds to end, and 25 are for what comes before the first.
+    assert sum(limits) + 5 * len(calls) + 25 <= 480
+    assert [call.split()[1:3] for call in calls] == [
+        ['-m', 'pytest'],
+        ['tools/benchmark.py', '--host'],
+        ['tools/benchmark.py', '--shapes'],
+        ['tools/benchmark.py', '--train-step'],
+        ['memcheck', '-m'],
+    ]
+    cores = len(os.sched_getaffinity(0))
+    assert f'-m gpu -n {min(cores, 16)} tests/ops' in calls[0]
+    trained = [word for word in calls[3].split() if word.startswith('configs/')]
+    assert len(trained) == 7
+    assert all((TOOLS.parent / config).is_file() for config in trained)
+    assert [path.name for path in sorted(out.iterdir())] == [
+        'benchmark.log',
+        'memcheck.log',
+        'models.log',
+        'tests.log',
+    ]
+    # Both commands of a step, and of this run alone.
+    gpu_check(tmp_path, str(out))
+    assert (out / 'benchmark.log').read_text().count('the output of') == 2
+
+
+def test_gpu_check_goes_on_after_what_fails(tmp_path):
+    out = tmp_path / 'out'
+    result, calls = gpu_check(tmp_path, str(out), failing='-m pytest', slow='--shapes')
+    assert result.returncode == 1
+    assert len(calls) == 5
+    assert 'failed: tests; benchmark, stopped after 100 s; memcheck; ' in result.stderr
+    assert 'the output of -m pytest' in (out / 'tests.log').read_text()
+    assert '--shapes gpu' in (out / 'benchmark.log').read_text()
+    result, calls = gpu_check(tmp_path, str(out), 'synccheck', 'models')
+    assert result.returncode == 0
+    assert len(calls) == 2
+    assert '--train-step' in calls[0]
+    assert calls[1].split()[:2] == ['120', 'synccheck']
+
+
+def test_gpu_check_compares_with_an_earlier_run(tmp_path):
+    before, out = tmp_path / 'be fore', tmp_path / 'out'
+    before.mkdir()
+    (before / 'benchmark.json').touch()
+    result, calls = gpu_check(tmp_path, '--against', str(before), str(out), 'benchmark')
+    assert result.returncode == 0
+    assert f'there is no {before}/host.json to compare with' in result.stdout
+    assert '--against' not in calls[0]
+    assert f'--json {out}/benchmark.json --against {before}/benchmark.json' in calls[1]
+    result, calls = gpu_check(tmp_path, '--against', str(tmp_path / 'nowhere'))
+    assert result.returncode == 2
+    assert f'--against: expected a FOLDER of an earlier run, got: {tmp_path}/nowhere' in (
+        result.stderr
+    )
+    assert calls == []

@@ -5,10 +5,11 @@ import copy
 import importlib
 import math
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from .rows import PASSES
 from .shapes import Shape
 
 OURS, BILINEAR = 'sapa_mm', 'bilinear'
+# `similarity` of the modules, by their names in the paper.
+SAPA_FORMS = {'SAPA-I': 'inner', 'SAPA-B': 'bilinear', 'SAPA-G': 'gated'}
 COMPILE_MODES = {'default': None, 'max-autotune': 'max-autotune-no-cudagraphs'}
 
 
@@ -118,6 +121,30 @@ def exact_assembly(channels: Tensor, value: Tensor, weights: Tensor, *, kernel_s
     return reference.assemble(weights, value[:, channels], kernel_size=kernel_size)
 
 
+def exact_embedding(module: Any, value: Tensor, guide: Tensor, ratio: int) -> tuple[Tensor, Tensor]:
+    """Compute the query and the key of SAPA-I, -B or -G by the layers' own definitions.
+
+    Args:
+        module: The upsampler, a `SAPA`.
+        value: x, (N, C, H, W).
+        guide: (N, C, ratio * H, ratio * W).
+        ratio: Output pixels per cell and axis.
+    """
+
+    def to_pixels(x: Tensor) -> Tensor:
+        return x.repeat_interleave(ratio, 1).repeat_interleave(ratio, 2)
+
+    key = normalized = module.norm_x(value.movedim(1, -1))
+    query = module.norm_guide(guide.movedim(1, -1))
+    if module.similarity != 'inner':
+        key, query = module.key_proj(normalized), module.query_proj(query)
+    if module.similarity == 'gated':
+        gate = torch.sigmoid(module.gate_proj(normalized))
+        rest = (1 - gate) * module.self_proj(normalized)
+        query = to_pixels(gate) * query + to_pixels(rest)
+    return query.movedim(-1, 1), key.movedim(-1, 1)
+
+
 def mmcv_carafe(shape: Shape) -> Callable[..., Tensor]:
     """Make a function of value and weights of the assembly of mmcv's CARAFE.
 
@@ -136,31 +163,41 @@ def mmcv_carafe(shape: Shape) -> Callable[..., Tensor]:
 
 
 def sapa_module(
-    shape: Shape, device: torch.device, dtype: torch.dtype
+    shape: Shape, device: torch.device, dtype: torch.dtype, similarity: str
 ) -> tuple[torch.nn.Module, Callable[..., Tensor]]:
-    """Make SAPA-B as a network has it, norms and projections included, and its `Candidate.exact`.
+    """Make SAPA as a network has it, norms and projections included, and its `Candidate.exact`.
 
-    The projections are drawn so that scores are of order 1.
+    The projections are drawn so that scores are of order 1; SAPA-I, which has none, divides them.
+
+    Args:
+        shape: The sizes.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+        similarity: As `SAPA` takes it.
 
     Raises:
         ImportError: mmengine is installed, but cannot be imported.
     """
     upsamplers = importlib.import_module('sapa_mm.upsamplers')
+    temperature = shape.channels**0.5 if similarity == 'inner' else 1.0
     module = upsamplers.SAPA(
         shape.channels,
-        similarity='bilinear',
+        similarity=similarity,
         embed_dims=shape.embed,
         kernel_size=shape.kernel_size,
+        temperature=temperature,
     )
     std = (shape.channels * shape.embed**0.5) ** -0.5
-    for projection in (module.key_proj, module.query_proj):
-        torch.nn.init.normal_(projection.weight, std=std)
+    for layer in module.children():
+        if isinstance(layer, torch.nn.Linear):
+            torch.nn.init.normal_(layer.weight, std=std)
     module = module.to(device, dtype)
     double = copy.deepcopy(module).double().requires_grad_(False)
+    affiliation = partial(exact_affiliation, kernel_size=shape.kernel_size)
 
     def exact(channels: Tensor, value: Tensor, guide: Tensor) -> Tensor:
-        query, key = double.embed(value, guide)
-        return exact_affiliation(channels, query, key, value, kernel_size=shape.kernel_size)
+        query, key = exact_embedding(double, value, guide, shape.ratio)
+        return affiliation(channels, query / temperature, key, value)
 
     return module, exact
 
@@ -242,16 +279,65 @@ def attempt(name: str, make: Callable[[], Candidate], reason: str | None = None)
         return Candidate(name, reason=reason_of(error))
 
 
+def option_name(name: str) -> str:
+    """Return what ``--candidates`` calls a candidate."""
+    return name.lower().replace(' ', '-')
+
+
+# All that there are, in the order of the table.
+NAMES = (
+    OURS,
+    f'{OURS} torch',
+    'unfold+einsum',
+    'compiled unfold',
+    'flex_attention',
+    'mmcv CARAFE',
+    BILINEAR,
+    *(f'{name} module' for name in SAPA_FORMS),
+    'DySample module',
+    'FADE module',
+)
+COMPILED = ('compiled unfold', 'flex_attention')
+# What takes little longer than the operator.
+FAST = (
+    OURS,
+    'mmcv CARAFE',
+    BILINEAR,
+    *(f'{name} module' for name in SAPA_FORMS),
+    'DySample module',
+)
+
+
+def default_names(preset: str | None) -> tuple[str, ...]:
+    """Return the names of the candidates that are compared unless others are asked for.
+
+    Args:
+        preset: The shapes, one of `PRESETS`; None for a shape of one's own.
+    """
+    if preset == 'gpu':
+        return FAST
+    return tuple(name for name in NAMES if name not in ('SAPA-I module', 'SAPA-G module'))
+
+
 def candidates(
-    shape: Shape, device: torch.device, dtype: torch.dtype, compilation: str
+    shape: Shape,
+    device: torch.device,
+    dtype: torch.dtype,
+    compilation: str,
+    names: Sequence[str] = (),
 ) -> list[Candidate]:
-    """Return what is compared; the first is ours.
+    """Return what is compared.
 
     Args:
         shape: The sizes.
         device: Device of the tensors.
         dtype: Dtype of the tensors.
         compilation: Name in `COMPILE_MODES`, or ``'off'`` to leave out what has to be compiled.
+        names: Which of `NAMES`. Default: those of `default_names`.
+
+    Returns:
+        A candidate for each name, in the order of `NAMES`; on a CPU, where the kernels do not run,
+        none for the operator on torch's backend.
     """
     k, on_gpu = shape.kernel_size, device.type == 'cuda'
     ours = partial(ops.point_affiliation, kernel_size=k)
@@ -260,6 +346,10 @@ def candidates(
     mode = COMPILE_MODES.get(compilation)
     compiler = partial(torch.compile, dynamic=False, fullgraph=True, mode=mode)
     off = 'only with --compile' if compilation == 'off' else None
+
+    def forced() -> Candidate:
+        context = partial(ops.backend, 'torch')
+        return Candidate(f'{OURS} torch', ours, exact=exact, context=context)
 
     def compiled_unfold() -> Candidate:
         return Candidate('compiled unfold', compiler(unfold), exact=exact)
@@ -271,10 +361,14 @@ def candidates(
         assembly = partial(exact_assembly, kernel_size=k)
         return Candidate('mmcv CARAFE', mmcv_carafe(shape), ('value', 'weights'), assembly)
 
-    def sapa() -> Candidate:
-        module, exact = sapa_module(shape, device, dtype)
+    def bilinear() -> Candidate:
+        function = partial(interpolate, ratio=shape.ratio)
+        return Candidate(BILINEAR, function, ('value',), backward_reads=False)
+
+    def sapa(name: str) -> Candidate:
+        module, exact = sapa_module(shape, device, dtype, SAPA_FORMS[name])
         parameters = tuple(module.parameters())
-        return Candidate('SAPA-B module', module, ('value', 'guide'), exact, parameters)
+        return Candidate(f'{name} module', module, ('value', 'guide'), exact, parameters)
 
     def dysample() -> Candidate:
         module, call, exact = dysample_module(shape, device, dtype)
@@ -285,19 +379,21 @@ def candidates(
         parameters = tuple(module.parameters())
         return Candidate('FADE module', module, ('value', 'guide'), exact, parameters)
 
-    bilinear = partial(interpolate, ratio=shape.ratio)
-    found = [Candidate(OURS, ours, exact=exact)]
-    if on_gpu:
-        forced = partial(ops.backend, 'torch')
-        found.append(Candidate(f'{OURS} torch', ours, exact=exact, context=forced))
-    return [
-        *found,
-        Candidate('unfold+einsum', unfold, exact=exact),
-        attempt('compiled unfold', compiled_unfold, off),
-        attempt('flex_attention', flex_attention, off),
-        attempt('mmcv CARAFE', carafe, None if on_gpu else 'mmcv has it for GPUs only'),
-        Candidate(BILINEAR, bilinear, ('value',), backward_reads=False),
-        attempt('SAPA-B module', sapa),
-        attempt('DySample module', dysample),
-        attempt('FADE module', fade),
-    ]
+    makers: dict[str, Callable[[], Candidate]] = {
+        OURS: lambda: Candidate(OURS, ours, exact=exact),
+        f'{OURS} torch': forced,
+        'unfold+einsum': lambda: Candidate('unfold+einsum', unfold, exact=exact),
+        'compiled unfold': compiled_unfold,
+        'flex_attention': flex_attention,
+        'mmcv CARAFE': carafe,
+        BILINEAR: bilinear,
+        **{f'{name} module': partial(sapa, name) for name in SAPA_FORMS},
+        'DySample module': dysample,
+        'FADE module': fade,
+    }
+    reasons = dict.fromkeys(COMPILED, off)
+    if not on_gpu:
+        del makers[f'{OURS} torch']
+        reasons['mmcv CARAFE'] = 'mmcv has it for GPUs only'
+    wanted = names or default_names(None)
+    return [attempt(n, make, reasons.get(n)) for n, make in makers.items() if n in wanted]

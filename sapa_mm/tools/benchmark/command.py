@@ -1,20 +1,24 @@
 """Time point affiliation against what else computes it, and against plainer upsampling.
 
-Every candidate is checked against the float64 reference first, and what fails is not timed. All
-candidates of a shape take turns in one process, so that ratios hold where the machine's speed
-drifts: a ratio is the median over the rounds of that round's ratio, a time the median of the
-rounds. On a CPU every call gets its large tensors fresh from the system, so that no candidate
-profits from the pages of the one before. On a GPU every round draws new inputs, the L2 cache is
-flushed before each call, and the device has enough to do meanwhile for the call's launches to be
-queued: the time is the device's, that of launching is noted in the JSON. Extra memory is the peak
-that a call allocates through torch, less its results.
+Every candidate is checked against the float64 reference first, and what fails is not timed; the
+check takes the first and the last image and channels, and where those are large the first, middle
+and last rows. All candidates of a shape take turns in one process, so that ratios hold where the
+machine's speed drifts: a ratio is the median over the rounds of that round's ratio, a time the
+median of the rounds. On a CPU every call gets its large tensors fresh from the system, so that no
+candidate profits from the pages of the one before. On a GPU every round draws new inputs, the L2
+cache is flushed before each call, and the device has enough to do meanwhile for the call's launches
+to be queued: the time is the device's, that of launching is the host's. Extra memory is the peak
+that a call allocates through torch, less its results; the peaks that are compared with bilinear's
+include them.
 
 Bandwidth counts the fewest bytes a call can move. Forward: read query, key and value once, write
 the output once. Backward: read the output's gradient and the three inputs, write three gradients.
 (For the other candidates likewise, with their own inputs; bilinear's gradient needs no input.) It
 is given as a share of the bandwidth of a copy, read plus written, made in the same round.
 
---models compares what whole models predict instead: time, parameters and FLOPs.
+--models compares what whole models predict instead: time, parameters and FLOPs; with --train-step
+their training steps as well: time and peak memory. --host times what calls take of the host.
+--against compares any of these with what --json wrote before.
 
 Needs torch alone. CARAFE needs mmcv with its operators, and a plot matplotlib.
 """
@@ -26,108 +30,16 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ..arguments import output_file, picture, positive, usable_device
 from ..output import write_json
-from .candidates import COMPILE_MODES, OURS
-from .check import TOLERANCE
-from .measure import LAYOUTS, measure
+from .against import report
+from .candidates import OURS
+from .host import SHAPE, host_table, measure_host
+from .measure import measure
+from .options import kind_of, parse
 from .report import environment, print_table, print_totals, write_plot
 from .rows import PASSES, NotTimed, Row
-from .shapes import PRESETS, Shape, preset
+from .shapes import Shape
 from .stopwatch import Stopwatch
-
-# These options give a shape of its own.
-OWN = ('batch', 'size', 'ratio', 'embed', 'channels', 'kernel_size')
-
-
-def odd(text: str) -> int:
-    """Parse an odd positive int."""
-    value = positive(text)
-    if value % 2 == 0:
-        raise argparse.ArgumentTypeError(f'expected an odd positive int, got {text}')
-    return value
-
-
-def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
-    """Make the parser of the options."""
-    parser = argparse.ArgumentParser(
-        prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add(
-        '--shapes',
-        nargs='+',
-        choices=PRESETS,
-        help='named shapes (small on a CPU, all others on a GPU)',
-    )
-    own = parser.add_argument_group('a shape of your own, in place of --shapes')
-    own.add_argument('--batch', type=positive, help='N (2)')
-    own.add_argument(
-        '--size', type=positive, nargs=2, metavar=('H', 'W'), help='of the value (64 64)'
-    )
-    own.add_argument('--ratio', type=positive, help='upsampling ratio (2)')
-    own.add_argument('--embed', type=positive, help='channels D of query and key (32)')
-    own.add_argument('--channels', type=positive, help='channels C of the value (256)')
-    own.add_argument('--kernel-size', type=odd, help='window size K (5)')
-    models = parser.add_argument_group('whole models, in place of --shapes')
-    models.add_argument(
-        '--models',
-        nargs='+',
-        metavar='CONFIG',
-        help='time what whole models predict, in float32 and relative to the first; needs '
-        'mmsegmentation or mmdetection',
-    )
-    models.add_argument(
-        '--image-size', type=positive, nargs=2, metavar=('H', 'W'), help='of the images (512 512)'
-    )
-    dtypes, layouts = list(TOLERANCE), list(LAYOUTS)
-    add('--dtypes', nargs='+', choices=dtypes, help='dtypes (float32 on a CPU, all on a GPU)')
-    add('--layouts', nargs='+', choices=layouts, help='memory layouts (both)')
-    add('--device', type=usable_device, help='where to run (cuda where there is one, else cpu)')
-    add('--threads', type=positive, help='CPU threads (torch chooses)')
-    add('--rounds', type=positive, help='timed rounds (9 on a CPU, 25 on a GPU)')
-    add(
-        '--compile',
-        nargs='?',
-        const='default',
-        choices=['off', *COMPILE_MODES],
-        help='how torch.compile compiles the candidates that need it (off on a CPU, where it takes '
-        'a minute a dtype and layout; default on a GPU)',
-    )
-    add('--json', type=output_file, help='file to write the figures to, after every shape')
-    add('--plot', type=picture, help='picture to write: times relative to bilinear interpolation')
-    return parser
-
-
-def parse(
-    argv: Sequence[str] | None, prog: str | None = None
-) -> tuple[argparse.Namespace, list[Shape]]:
-    """Parse the options, fill in what depends on the device, and choose the shapes."""
-    parser = make_parser(prog)
-    options = parser.parse_args(argv)
-    if options.device is None:
-        options.device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    on_gpu = options.device.type == 'cuda'
-    own = {name: getattr(options, name) for name in OWN if getattr(options, name) is not None}
-    for name in ('shapes', 'plot', 'dtypes', 'layouts', 'compile', *(own.keys() - {'batch'})):
-        if options.models and getattr(options, name):
-            parser.error(f'argument --{name.replace("_", "-")}: not allowed with --models')
-    if options.image_size and not options.models:
-        parser.error('argument --image-size: not allowed without --models')
-    options.dtypes = options.dtypes or (list(TOLERANCE) if on_gpu else ['float32'])
-    options.layouts = options.layouts or list(LAYOUTS)
-    options.rounds = options.rounds or (25 if on_gpu else 9)
-    options.compile = options.compile or ('default' if on_gpu else 'off')
-    if options.models:
-        return options, []
-    if own and options.shapes:
-        option = '--' + next(iter(own)).replace('_', '-')
-        parser.error(f'argument {option}: not allowed with --shapes, whose sizes are fixed')
-    if own:
-        height, width = own.pop('size', (64, 64))
-        return options, [Shape('own', **{'batch': 2, 'height': height, 'width': width, **own})]
-    names = options.shapes or (PRESETS[:-1] if on_gpu else PRESETS[-1:])
-    return options, [shape for name in names for shape in preset(name, options.device)]
 
 
 def environment_line(info: Mapping[str, str]) -> str:
@@ -135,11 +47,17 @@ def environment_line(info: Mapping[str, str]) -> str:
     return ', '.join(f'{key} {value}' for key, value in info.items())
 
 
-def compare_models(options: argparse.Namespace) -> None:
-    """Measure whole models, print, and write the JSON.
+Outcome = tuple[dict[str, object], int]
+
+
+def compare_models(options: argparse.Namespace) -> Outcome:
+    """Measure whole models, and print.
 
     Args:
         options: The parsed options.
+
+    Returns:
+        What the JSON is to hold, and the exit status.
 
     Raises:
         ToolError: A config cannot be read, or its model not be built or run.
@@ -156,11 +74,72 @@ def compare_models(options: argparse.Namespace) -> None:
     print(environment_line(info))
     print(f'{batch} x 3 x {height} x {width}, float32; in brackets: times the first.\n')
     print(table(rows))
-    if options.json:
-        models = [dataclasses.asdict(row) for row in rows]
-        size = [height, width]
-        record = {'environment': info, 'batch': batch, 'size': size, 'models': models}
-        write_json(options.json, record)
+    models = [dataclasses.asdict(row) for row in rows]
+    size = [height, width]
+    return {'environment': info, 'batch': batch, 'size': size, 'models': models}, 0
+
+
+def compare_training(options: argparse.Namespace) -> Outcome:
+    """Measure training steps of whole models, and print.
+
+    Args:
+        options: The parsed options.
+
+    Returns:
+        What the JSON is to hold, and the exit status: 1 if a model could not be timed.
+
+    Raises:
+        ToolError: A config cannot be read or has no training step that is known.
+    """
+    from .training import train_in_turns, training_table  # they need mmengine
+
+    height, width = options.image_size or (512, 512)
+    batch = options.batch or 16
+    info = environment(options.device)
+    print(environment_line(info))
+    print(
+        f'Training steps of {batch} x 3 x {height} x {width}; predictions of 1 x 3 x {height} x '
+        f'{width} in float32. In brackets: times the first.\n',
+        flush=True,
+    )
+    rows = []
+    for dtype in options.dtypes:
+        rows += train_in_turns(
+            options.models, (height, width), batch, options.rounds, dtype, options.device
+        )
+    print(training_table(rows))
+    problems = {
+        f'{row.config} is not timed: {found.reason} ({row.dtype})'
+        for row in rows
+        for found in row.passes.values()
+        if isinstance(found, NotTimed)
+    }
+    for line in sorted(problems):
+        print(line, file=sys.stderr)
+    record: dict[str, object] = {'environment': info, 'batch': batch, 'size': [height, width]}
+    record['training'] = [row.record() for row in rows]
+    return record, int(bool(problems))
+
+
+def compare_host(options: argparse.Namespace) -> Outcome:
+    """Measure what calls take of the host, and print.
+
+    Args:
+        options: The parsed options.
+
+    Returns:
+        What the JSON is to hold, and the exit status: 1 if ours could not run on a GPU.
+    """
+    info = environment(options.device)
+    print(environment_line(info))
+    low, high = SHAPE.sizes()['value'], SHAPE.sizes()['out']
+    on_gpu = options.device.type == 'cuda'
+    waits = 'nothing is waited for' if on_gpu else 'kernels of Triton are not launched'
+    print(f'{low} to {high}, host time of a call; {waits}. In brackets: times bilinear.\n')
+    rows = measure_host(options.rounds, options.device)
+    print(host_table(rows), end='\n\n')
+    failed = any(isinstance(found, NotTimed) for row in rows for found in row.passes.values())
+    return {'environment': info, 'host': [row.record() for row in rows]}, int(failed and on_gpu)
 
 
 def operators_record(
@@ -191,23 +170,25 @@ def failures(rows: Sequence[Row]) -> list[str]:
     return found
 
 
-def compare_operators(options: argparse.Namespace, shapes: Sequence[Shape]) -> int:
-    """Measure the operators, print, and write the JSON and the plot.
+def compare_operators(options: argparse.Namespace, shapes: Sequence[Shape]) -> Outcome:
+    """Measure the operators, print, and write the plot, and the JSON after every shape.
 
     Args:
         options: The parsed options.
         shapes: Where to measure.
 
     Returns:
-        Exit status: 1 if a candidate failed its check or ours could not run.
+        What the JSON is to hold, and the exit status: 1 if a candidate failed its check or ours
+        could not run.
     """
     info = environment(options.device)
     print(environment_line(info))
     print(
         f"In brackets: times {OURS}'s. of copy: bandwidth over the least bytes, as a share of a "
-        "copy's. x bilinear: times bilinear's.\n"
+        "copy's. x bilinear: times bilinear's; peak: of memory, results included.\n"
     )
     watch = Stopwatch(options.device)
+    on_gpu = options.device.type == 'cuda'
     kinds = [(dtype, layout) for dtype in options.dtypes for layout in options.layouts]
     rows: list[Row] = []
     for i, shape in enumerate(shapes):
@@ -217,8 +198,9 @@ def compare_operators(options: argparse.Namespace, shapes: Sequence[Shape]) -> i
             # Progress is a line, and no live display: that would run beside what is timed.
             done = f'{i * len(kinds) + j + 1}/{len(shapes) * len(kinds)}'
             print(f'[{done}] {shape.name} {dtype} {layout}', file=sys.stderr, flush=True)
-            found += measure(shape, dtype, layout, options.rounds, options.compile, watch)
-        print_table(found)
+            rounds, names = options.rounds, options.candidates
+            found += measure(shape, dtype, layout, rounds, options.compile, watch, names)
+        print_table(found, on_gpu)
         rows += found
         if options.json:
             write_json(options.json, operators_record(info, shapes[: i + 1], rows))
@@ -228,7 +210,7 @@ def compare_operators(options: argparse.Namespace, shapes: Sequence[Shape]) -> i
     problems = failures(rows)
     for line in problems:
         print(line, file=sys.stderr)
-    return int(bool(problems))
+    return operators_record(info, shapes, rows), int(bool(problems))
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -239,15 +221,23 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         prog: What the user calls it. Default: this process's script.
 
     Returns:
-        Exit status: 1 if a candidate failed its check or ours could not run, 2 if a model cannot
-        be compared.
+        Exit status: 1 if a candidate failed its check or ours or a model could not run, or with
+        --fail-if-slower if anything got slower; 2 if a model cannot be compared.
     """
-    options, shapes = parse(argv, prog)
+    options, shapes = parse(argv, prog, __doc__)
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.device.type == 'cuda':
         torch.cuda.set_device(options.device)
-    if options.models:
-        compare_models(options)
-        return 0
-    return compare_operators(options, shapes)
+    kind = kind_of(options)
+    if kind == 'rows':
+        record, status = compare_operators(options, shapes)
+    else:
+        modes = {'host': compare_host, 'models': compare_models, 'training': compare_training}
+        record, status = modes[kind](options)
+    if options.json:
+        write_json(options.json, record)
+    if options.against:
+        slower = report(options.against, record, options.tolerance)
+        status = status or int(slower and options.fail_if_slower)
+    return status

@@ -9,7 +9,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .candidates import BILINEAR, OURS, Candidate, candidates, reason_of
+from .candidates import (
+    BILINEAR,
+    COMPILED,
+    OURS,
+    Candidate,
+    candidates,
+    default_names,
+    reason_of,
+)
 from .check import TOLERANCE, Check
 from .rows import PASSES, NotTimed, Row, Timing
 from .shapes import Shape
@@ -45,8 +53,10 @@ def refill(tensors: Mapping[str, Tensor]) -> None:
             tensor.copy_(tensor.float().softmax(1))
 
 
-def extra_memory(candidate: Candidate, tensors: dict[str, Tensor], grad: Tensor | None) -> int:
-    """Return the peak bytes that a call allocates beyond its results."""
+def memory(
+    candidate: Candidate, tensors: dict[str, Tensor], grad: Tensor | None
+) -> tuple[int, int]:
+    """Return the peak bytes that a call allocates, and those of its results."""
     device = tensors['out'].device
     if device.type == 'cuda':
         before = torch.cuda.memory_allocated(device)
@@ -61,7 +71,7 @@ def extra_memory(candidate: Candidate, tensors: dict[str, Tensor], grad: Tensor 
         for event in sorted(events, key=lambda e: e.start_ns()):
             level += event.nbytes()
             peak = max(peak, level)
-    return peak - sum(x.nbytes for x in results)
+    return peak, sum(x.nbytes for x in results)
 
 
 def first_calls(candidate: Candidate, tensors: dict[str, Tensor], check: Check, row: Row) -> None:
@@ -127,7 +137,7 @@ def time_pass(
     live = {candidate.name: candidate for candidate in contenders}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in live}
     launches = dict.fromkeys(live, 0.0)
-    extra: dict[str, int] = {}
+    peaks: dict[str, tuple[int, int]] = {}
     copies: list[float] = []
     results: dict[str, Timing | NotTimed] = {}
     for i in range(rounds + 1):
@@ -139,7 +149,7 @@ def time_pass(
                 seconds = watch.seconds(partial(candidate.run, tensors, grad), launches[name])
                 launches[name] = seconds[1]
                 if not i:  # the first round warms up
-                    extra[name] = extra_memory(candidate, tensors, grad)
+                    peaks[name] = memory(candidate, tensors, grad)
             except Exception as error:
                 results[name] = NotTimed(reason_of(error))
                 del live[name]
@@ -151,12 +161,14 @@ def time_pass(
     bases = {base: times[base] for base in (OURS, BILINEAR) if base in live}
     for name, candidate in live.items():
         least_bytes = candidate.least_bytes(shape, tensors['out'].itemsize, label)
-        results[name] = summarize(extra[name], least_bytes, times[name], bases, copies)
+        base = peaks[BILINEAR][0] if BILINEAR in live else None
+        results[name] = summarize(peaks[name], base, least_bytes, times[name], bases, copies)
     return results
 
 
 def summarize(
-    extra_bytes: int,
+    peaks: tuple[int, int],
+    bilinear_peak: int | None,
     least_bytes: int,
     times: Sequence[tuple[float, float]],
     bases: Mapping[str, Sequence[tuple[float, float]]],
@@ -165,7 +177,8 @@ def summarize(
     """Summarize the rounds of one candidate and pass by medians.
 
     Args:
-        extra_bytes: Bytes that a call allocates.
+        peaks: Bytes that a call allocates at its peak, and those of its results among them.
+        bilinear_peak: The former of bilinear interpolation; None if that was not timed.
         least_bytes: Bytes that a call must move.
         times: Seconds of the device, and to launch, by round.
         bases: The same of the candidates to compare with.
@@ -180,7 +193,9 @@ def summarize(
 
     shares = [least_bytes / t / copy for t, copy in zip(seconds, copies, strict=True)]
     return Timing(
-        extra_bytes=extra_bytes,
+        extra_bytes=peaks[0] - peaks[1],
+        peak_bytes=peaks[0],
+        peak_over_bilinear=peaks[0] / bilinear_peak if bilinear_peak else None,
         ms=1e3 * statistics.median(seconds),
         ms_min_max=(1e3 * min(seconds), 1e3 * max(seconds)),
         launch_ms=1e3 * statistics.median(launch for _, launch in times),
@@ -194,9 +209,15 @@ def summarize(
 
 
 def measure(
-    shape: Shape, dtype: str, layout: str, rounds: int, compilation: str, watch: Stopwatch
+    shape: Shape,
+    dtype: str,
+    layout: str,
+    rounds: int,
+    compilation: str,
+    watch: Stopwatch,
+    names: Sequence[str] = (),
 ) -> list[Row]:
-    """Check and time all candidates at one shape, dtype and layout.
+    """Check and time candidates at one shape, dtype and layout.
 
     Args:
         shape: The sizes.
@@ -205,16 +226,18 @@ def measure(
         rounds: Timed rounds.
         compilation: Name in `COMPILE_MODES`, or ``'off'``.
         watch: What times them.
+        names: The candidates. Default: those of `default_names`.
 
     Returns:
         A row for each.
     """
     torch.manual_seed(0)
-    if compilation != 'off':
+    names = names or default_names(None)
+    if compilation != 'off' and not set(COMPILED).isdisjoint(names):
         torch.compiler.reset()  # else torch takes new sizes for dynamic ones, and then gives up
-    contenders = candidates(shape, watch.device, getattr(torch, dtype), compilation)
-    names = {name for c in contenders if not c.reason for name in c.inputs}
-    tensors = draw(shape, names, getattr(torch, dtype), layout, watch.device)
+    contenders = candidates(shape, watch.device, getattr(torch, dtype), compilation, names)
+    inputs = {name for c in contenders if not c.reason for name in c.inputs}
+    tensors = draw(shape, inputs, getattr(torch, dtype), layout, watch.device)
     check = Check(shape, tensors)
     rows = {c.name: Row(shape.name, dtype, layout, c.name) for c in contenders}
     for candidate in contenders:

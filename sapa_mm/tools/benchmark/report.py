@@ -20,6 +20,10 @@ from .shapes import Shape
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# What the table has of every pass beside its time and extra memory, and on a GPU besides.
+COLUMNS = ('of copy', 'x bilinear', 'peak x bilinear')
+HOST_COLUMN = 'host us'
+
 
 def environment(device: torch.device) -> dict[str, str]:
     """Return date, device, versions, and the settings that change what is measured."""
@@ -60,15 +64,16 @@ def milliseconds(value: float) -> str:
     return f'{value:.1f} ms' if value >= 10 else f'{value:.3f} ms'
 
 
-def cells(found: Timing | NotTimed, ours: Timing | NotTimed) -> list[str]:
-    """Return the cells of one pass: time and extra memory, share of a copy, time over bilinear.
+def cells(found: Timing | NotTimed, ours: Timing | NotTimed | None, on_gpu: bool) -> list[str]:
+    """Return the cells of one pass, those of `COLUMNS`; the first has time and extra memory.
 
     Args:
         found: The result of a candidate.
-        ours: That of ours.
+        ours: That of ours; None where ours is not among the candidates.
+        on_gpu: Whether a GPU was timed, and the host has a time of its own.
     """
     if isinstance(found, NotTimed):
-        return [f'not timed: {found.reason}', '-', '-']
+        return [f'not timed: {found.reason}', *['-'] * (len(COLUMNS) + on_gpu)]
     extra = found.extra_bytes
     growth = extra / max(ours.extra_bytes, 1) if isinstance(ours, Timing) else None
     times = f'{milliseconds(found.ms)} ({number(found.time_over_sapa_mm, ".2f")}x)'
@@ -77,28 +82,40 @@ def cells(found: Timing | NotTimed, ours: Timing | NotTimed) -> list[str]:
         f'{times}, {memory}',
         f'{found.of_copy:.1%}',
         number(found.time_over_bilinear, '.2f'),
+        number(found.peak_over_bilinear, '.2f'),
+        *([f'{1e3 * found.launch_ms:.0f}'] if on_gpu else []),
     ]
 
 
-def print_table(rows: Sequence[Row]) -> None:
-    """Print the rows of a shape as a Markdown table, and what the first calls of ours cost."""
+def print_table(rows: Sequence[Row], on_gpu: bool) -> None:
+    """Print the rows of a shape as a Markdown table, and what the first calls of ours cost.
+
+    Args:
+        rows: The rows.
+        on_gpu: Whether a GPU was timed; then the host's microseconds have a column.
+    """
+    columns = [*COLUMNS, *([HOST_COLUMN] if on_gpu else [])]
     head = ['dtype', 'layout', 'candidate']
     for label in PASSES:
-        head += [label, 'of copy', 'x bilinear']
+        head += [label, *columns]
     lines, firsts = [], []
     for (dtype, layout), members in groups(rows).items():
-        ours = next(row for row in members if row.candidate == OURS)
+        ours = next((row for row in members if row.candidate == OURS), None)
         for row in members:
             line = [dtype, layout, row.candidate]
             for label in PASSES:
                 # A reason that both passes share is told once.
                 same = label != PASSES[0] and row.passes[label] == row.passes[PASSES[0]]
-                line += ['-'] * 3 if same else cells(row.passes[label], ours.passes[label])
+                base = ours.passes[label] if ours else None
+                found = cells(row.passes[label], base, on_gpu)
+                line += ['-'] * len(found) if same else found
             lines.append(line)
-        calls = [f'{seconds:.2f} s {label}' for label, seconds in ours.first_call_s.items()]
-        firsts.append(f'{dtype} {layout} {", ".join(calls) or "none"}')
-    print(markdown_table(head, lines))
-    print(f'\nFirst calls of {OURS} (compilation, tuning): {"; ".join(firsts)}.\n')
+        if ours:
+            calls = [f'{seconds:.2f} s {label}' for label, seconds in ours.first_call_s.items()]
+            firsts.append(f'{dtype} {layout} {", ".join(calls) or "none"}')
+    print(markdown_table(head, lines), end='\n\n')
+    if firsts:
+        print(f'First calls of {OURS} (compilation, tuning): {"; ".join(firsts)}.\n')
 
 
 def total(rows: Sequence[Row], label: str, steps: Mapping[str, int]) -> str:

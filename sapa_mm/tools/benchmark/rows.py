@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 PASSES = ('forward', 'forward+backward')
+TRAINING_PASSES = ('train step', 'prediction')
 
 
 @dataclass(frozen=True)
@@ -12,6 +13,8 @@ class Timing:
 
     Attributes:
         extra_bytes: Peak bytes that a call allocates beyond its results.
+        peak_bytes: Peak bytes that it allocates, its results included.
+        peak_over_bilinear: These over those of bilinear interpolation; None if that was not timed.
         ms: Milliseconds of the device.
         ms_min_max: Least and most of them.
         launch_ms: Milliseconds until the call was launched.
@@ -24,6 +27,8 @@ class Timing:
     """
 
     extra_bytes: int
+    peak_bytes: int
+    peak_over_bilinear: float | None
     ms: float
     ms_min_max: tuple[float, float]
     launch_ms: float
@@ -116,3 +121,94 @@ class ModelRow:
     ms_min_max: tuple[float, float]
     time_over_first: float
     flops_over_first: float
+
+
+@dataclass(frozen=True)
+class HostTiming:
+    """A `HostTiming` is the time that one call takes of the host, a median over the rounds.
+
+    Attributes:
+        us: Microseconds.
+        us_min_max: Least and most of them.
+        time_over_bilinear: Time over that of bilinear interpolation.
+    """
+
+    us: float
+    us_min_max: tuple[float, float]
+    time_over_bilinear: float
+
+    def record(self) -> dict[str, object]:
+        """Return what the JSON holds of it."""
+        return dataclasses.asdict(self)
+
+
+@dataclass
+class HostRow:
+    """A `HostRow` is what was found of one candidate's host time.
+
+    Attributes:
+        candidate: Name of the candidate.
+        autocast: Whether the forward ran under autocast.
+        passes: The result of every pass, by its label in `PASSES`.
+    """
+
+    candidate: str
+    autocast: bool
+    passes: dict[str, HostTiming | NotTimed] = field(default_factory=dict)
+
+    def record(self) -> dict[str, object]:
+        """Return what the JSON holds of it: every pass under its label."""
+        return {
+            'candidate': self.candidate,
+            'autocast': self.autocast,
+            **{label: found.record() for label, found in self.passes.items()},
+        }
+
+
+@dataclass(frozen=True)
+class ModelTiming:
+    """A `ModelTiming` is what was measured of a training step or a prediction of a whole model.
+
+    Attributes:
+        ms: Milliseconds until the device was done, a median over the rounds.
+        ms_min_max: Least and most of them.
+        time_over_first: Time over that of the first model that could be timed.
+        peak_bytes: Peak bytes of the device that the model and its step hold; None on a CPU.
+        peak_over_first: These over those of the first model; None on a CPU.
+    """
+
+    ms: float
+    ms_min_max: tuple[float, float]
+    time_over_first: float
+    peak_bytes: int | None
+    peak_over_first: float | None
+
+    def record(self) -> dict[str, object]:
+        """Return what the JSON holds of it."""
+        return dataclasses.asdict(self)
+
+
+@dataclass
+class TrainingRow:
+    """A `TrainingRow` is what was found of the training of one whole model.
+
+    Attributes:
+        config: CONFIG as it was given.
+        dtype: Precision of the training step; predictions are in float32.
+        loss: The finite loss of the last step before the timed ones; None if there was none.
+        passes: The result of every pass, by its label in `TRAINING_PASSES`.
+    """
+
+    config: str
+    dtype: str
+    loss: float | None = None
+    passes: dict[str, ModelTiming | NotTimed] = field(default_factory=dict)
+
+    def record(self) -> dict[str, object]:
+        """Return what the JSON holds of it: every pass under its label."""
+        return {
+            'config': self.config,
+            'dtype': self.dtype,
+            'loss': self.loss,
+            **{label: found.record() for label, found in self.passes.items()},
+        }

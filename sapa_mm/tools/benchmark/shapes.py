@@ -6,7 +6,8 @@ import torch
 
 from .stopwatch import cache_bytes
 
-PRESETS = ('fpn', 'segformer', 'dysample', 'large', 'small')
+# Without a choice a GPU takes all but the last two, of which a CPU takes the last.
+PRESETS = ('fpn', 'segformer', 'dysample', 'large', 'gpu', 'small')
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ def preset(name: str, device: torch.device) -> list[Shape]:
             gets them in mmdetection's configs. ``'segformer'``: the six steps of SegFormer's head
             at 512 x 512, which have three sizes. ``'dysample'``: the size of Figure 1 of DySample
             (Liu et al., ICCV 2023). ``'large'``: a float16 output of at least four times the last
-            cache. ``'small'``: a size for a CPU.
+            cache. ``'gpu'``: four sizes whose figures are kept from version to version, on any
+            GPU: that of ``'dysample'``, the finest level of ``'fpn'``, the finest step of
+            ``'segformer'``, and one far beyond every cache. ``'small'``: a size for a CPU.
         device: The device whose cache ``'large'`` exceeds.
     """
     if name == 'fpn':
@@ -82,4 +85,11 @@ def preset(name: str, device: torch.device) -> list[Shape]:
     if name == 'large':
         image_bytes = 256 * 512 * 512 * 2
         return [Shape('large 256x256', -(-4 * cache_bytes(device) // image_bytes), 256, 256)]
+    if name == 'gpu':
+        return [
+            Shape('dysample', 1, 120, 120),
+            Shape('fpn', 2, 200, 304),
+            Shape('sf64', 16, 64, 64),
+            Shape('large', 8, 256, 256),
+        ]
     return [Shape('small 64x64', 2, 64, 64)]
