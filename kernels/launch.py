@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import tuning
+from . import choices, tuning
 from .tuning import Problem, Table
 from .window import Strided, Tile
 
@@ -250,6 +250,7 @@ def launch(
             # While a CUDA graph is captured nothing can be timed.
             if key not in _chosen and not torch.cuda.is_current_stream_capturing():
                 runs = [functools.partial(item.run, **arguments) for item in launches]
-                _chosen[key] = tuning.fastest(runs)
+                chosen = choices.of_device(low.device)
+                _chosen[key] = chosen.choose(kernel.__name__, constants, problem, runs)
             best = _chosen.get(key, 0)
         launches[best].run(**arguments)
