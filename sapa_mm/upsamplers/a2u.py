@@ -8,6 +8,7 @@ from ..ops import assemble
 from ..ops.checks import check_bool, check_choice, check_kernel_size, check_positive_int
 from ..ops.dispatch import autocast
 from ..ops.layout import accumulation_dtype, is_channels_last
+from ..ops.tiles import overlapping_tiles
 from .base import PairedUpsampler, block_grid, pad_to_even, zero_bias
 from .registration import MODELS
 
@@ -199,7 +200,7 @@ class A2U(PairedUpsampler):
             for x in offsets
         ]
         filters = torch.stack(shifted, 3).flatten(1, 3).flatten(2)
-        windows = guide.unfold(2, extent, 2 * TILE).unfold(3, extent, 2 * TILE)
+        windows = overlapping_tiles(guide, extent, 2 * TILE)
         blocks = (2, self.sets, TILE, TILE)
         if is_channels_last(guide):
             windows = windows.permute(0, 4, 5, 2, 3, 1).reshape(n, extent**2, -1)
