@@ -8,6 +8,7 @@ from ..ops import assemble
 from ..ops.checks import check_bool, check_choice, check_kernel_size, check_positive_int
 from ..ops.dispatch import autocast
 from ..ops.layout import accumulation_dtype, is_channels_last
+from ..ops.parents import are_symbols
 from ..ops.tiles import overlapping_tiles
 from .base import PairedUpsampler, block_grid, pad_to_even, zero_bias
 from .registration import MODELS
@@ -158,8 +159,10 @@ class A2U(PairedUpsampler):
         return [encoder.transpose(0, 1) for encoder in encoders]
 
     def _filter_each(self, guide: Tensor, filters: Tensor) -> Tensor:
-        """Apply filters (N or 1, Cy * S, k, k): (N, Cy * S, h, w)."""
+        """Apply filters (N or 1, S or Cy * S, k, k): (N, Cy * S, h, w)."""
         padded = pad_to_even(guide)
+        if not self.channel_wise:
+            filters = filters.repeat(1, self.guide_channels, 1, 1)
         # Where every image has filters of its own, images become groups of channels.
         images = padded.reshape(-1, len(filters) * padded.shape[1], *padded.shape[2:])
         filters = filters.reshape(-1, 1, *filters.shape[2:])
@@ -185,13 +188,10 @@ class A2U(PairedUpsampler):
         """
         n, channels, *sides = guide.shape
         size = filters.shape[-1]
-        extent = 2 * TILE + size - 2  # pixels around a tile
         before = (size - 1) // 2
+        extent = 2 * TILE + 2 * before  # pixels around a tile; an even number keeps rows aligned
         tiles = [-(-side // (2 * TILE)) for side in sides]
-        after = [
-            2 * TILE * count + size - 2 - before - side
-            for count, side in zip(tiles, sides, strict=True)
-        ]
+        after = [2 * TILE * count + before - side for count, side in zip(tiles, sides, strict=True)]
         guide = F.pad(guide, (before, after[1], before, after[0]))
         offsets = range(0, 2 * TILE, 2)
         shifted = [
@@ -217,19 +217,19 @@ class A2U(PairedUpsampler):
         return projection.unflatten(1, (-1, 4)) * encoding[:, None]
 
     def _encode(self, guide: Tensor, pooled: Tensor | None) -> Tensor:
-        grid, filters = block_grid(guide.shape[2:]), self._filters(pooled)
-        if self.channel_wise:
+        filters = self._filters(pooled)
+        # A graph shows the convolution, which takes maps of all sizes and is easily counted.
+        if self.channel_wise or are_symbols(*guide.shape[2:]) or torch.jit.is_tracing():
             u, v = (self._filter_each(guide, x) for x in filters)
         else:
             u, v = self._filter_all(guide, torch.stack(filters, 1))
-        if isinstance(self.norm_u, nn.Sequential):
-            if not self.channel_wise:
-                u, v = (_crop(x.flatten(1, 2), grid) for x in (u, v))
-            u, v = self.norm_u(u), self.norm_v(v)
+            if isinstance(self.norm_u, nn.Sequential):
+                u, v = (_crop(x.flatten(1, 2), guide) for x in (u, v))
+        u, v = self.norm_u(u), self.norm_v(v)
         # It is scaled first, as the sum of a half-precision product could overflow.
         products = u * (v * self.guide_channels**-0.5)
         if products.dim() > 4:
-            return _crop(products.sum(1), grid)
+            return _crop(products.sum(1), guide)
         return products.unflatten(1, (-1, self.sets)).sum(1)
 
     def _read(self, guide: Tensor, encoding: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -374,6 +374,7 @@ def _windows(side: int, size: int, like: Tensor) -> Tensor:
     return (weights / weights.sum(1, keepdim=True)).to(like.dtype)
 
 
-def _crop(tiles: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Lay (N, C, tiles down, T, tiles across, T) out as a map of at most ``grid``."""
-    return tiles.flatten(4, 5).flatten(2, 3)[:, :, : grid[0], : grid[1]]
+def _crop(tiles: Tensor, guide: Tensor) -> Tensor:
+    """Lay (N, C, tiles down, T, tiles across, T) out as a map over the guide's blocks."""
+    height, width = block_grid(guide.shape[2:])
+    return tiles.flatten(4, 5).flatten(2, 3)[:, :, :height, :width]
