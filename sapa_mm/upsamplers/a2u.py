@@ -199,15 +199,15 @@ class A2U(PairedUpsampler):
             for y in offsets
             for x in offsets
         ]
-        filters = torch.stack(shifted, 3).flatten(1, 3).flatten(2)
+        filters = torch.stack(shifted, 3).flatten(1, 3).flatten(2).expand(n, -1, -1)
         windows = overlapping_tiles(guide, extent, 2 * TILE)
         blocks = (2, self.sets, TILE, TILE)
         if is_channels_last(guide):
             windows = windows.permute(0, 4, 5, 2, 3, 1).reshape(n, extent**2, -1)
-            out = torch.matmul(filters, windows).view(n, *blocks, *tiles, channels)
+            out = torch.bmm(filters, windows).view(n, *blocks, *tiles, channels)
             return out.permute(1, 0, 7, 2, 5, 3, 6, 4)
         windows = windows.reshape(n, -1, extent**2)
-        out = torch.matmul(windows, filters.mT).view(n, channels, *tiles, *blocks)
+        out = torch.bmm(windows, filters.mT).view(n, channels, *tiles, *blocks)
         return out.permute(4, 0, 1, 5, 2, 6, 3, 7)
 
     def _project(self, mean: Tensor | None, encoding: Tensor, name: str) -> Tensor:
