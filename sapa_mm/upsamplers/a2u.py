@@ -9,7 +9,7 @@ from ..ops.checks import check_bool, check_choice, check_kernel_size, check_posi
 from ..ops.dispatch import autocast
 from ..ops.layout import accumulation_dtype, is_channels_last
 from ..ops.parents import are_symbols
-from ..ops.tiles import overlapping_tiles
+from ..ops.tiles import STEP, tile_product
 from .base import PairedUpsampler, block_grid, pad_to_even, zero_bias
 from .registration import MODELS
 
@@ -18,7 +18,7 @@ NORMALIZATIONS = ('sigmoid_softmax', 'softmax')
 NORM_GROUPS = 32
 #: Filters that all channels share are applied to so many blocks, down and across, by one product:
 #: 4 times as many multiply-adds as needed, and 2.25 maps of operands at k = 6.
-TILE = 4
+TILE = STEP // 2
 
 
 @MODELS.register_module()
@@ -186,29 +186,19 @@ class A2U(PairedUpsampler):
             (2, N, Cy, S, tiles down, `TILE`, tiles across, `TILE`), the innermost in memory as of
             the guide.
         """
-        n, channels, *sides = guide.shape
         size = filters.shape[-1]
         before = (size - 1) // 2
         extent = 2 * TILE + 2 * before  # pixels around a tile; an even number keeps rows aligned
-        tiles = [-(-side // (2 * TILE)) for side in sides]
-        after = [2 * TILE * count + before - side for count, side in zip(tiles, sides, strict=True)]
-        guide = F.pad(guide, (before, after[1], before, after[0]))
         offsets = range(0, 2 * TILE, 2)
         shifted = [
             F.pad(filters, (x, extent - size - x, y, extent - size - y))
             for y in offsets
             for x in offsets
         ]
-        filters = torch.stack(shifted, 3).flatten(1, 3).flatten(2).expand(n, -1, -1)
-        windows = overlapping_tiles(guide, extent, 2 * TILE)
-        blocks = (2, self.sets, TILE, TILE)
-        if is_channels_last(guide):
-            windows = windows.permute(0, 4, 5, 2, 3, 1).reshape(n, extent**2, -1)
-            out = torch.bmm(filters, windows).view(n, *blocks, *tiles, channels)
-            return out.permute(1, 0, 7, 2, 5, 3, 6, 4)
-        windows = windows.reshape(n, -1, extent**2)
-        out = torch.bmm(windows, filters.mT).view(n, channels, *tiles, *blocks)
-        return out.permute(4, 0, 1, 5, 2, 6, 3, 7)
+        filters = torch.stack(shifted, 3).flatten(1, 3)
+        guide, filters = autocast(guide, filters.expand(len(guide), -1, -1, -1))
+        out = tile_product(guide, filters, before)
+        return out.unflatten(0, (2, self.sets, TILE, TILE)).permute(0, 4, 5, 1, 6, 2, 7, 3)
 
     def _project(self, mean: Tensor | None, encoding: Tensor, name: str) -> Tensor:
         """Multiply e (N, S, h, w) by P: (N, K*K, 4, h, w)."""
