@@ -82,7 +82,7 @@ class _Grid(NamedTuple):
         blocks = out.permute(0, 1, 2, 4, 3, 5)
         for (i, y), (j, x) in itertools.product(enumerate(pieces), repeat=2):
             part = blocks[:, :, i : i + self.tiles[0], j : j + self.tiles[1]]
-            part[..., : y.stop - y.start, : x.stop - x.start] += tiles[..., y, x]
+            part[..., : y.stop - y.start, : x.stop - x.start].add_(tiles[..., y, x])
         first = self.before
         out = out.flatten(4, 5).flatten(2, 3)
         return out[:, :, first : first + height, first : first + width]
