@@ -207,20 +207,24 @@ class A2U(PairedUpsampler):
         return projection.unflatten(1, (-1, 4)) * encoding[:, None]
 
     def _encode(self, guide: Tensor, pooled: Tensor | None) -> Tensor:
-        filters = self._filters(pooled)
+        u, v = self._filters(pooled)
+        scale = self.guide_channels**-0.5
+        normalized = isinstance(self.norm_u, nn.Sequential)
+        if not normalized:
+            v = v * scale  # and not e, as the sum of a half-precision product could overflow
         # A graph shows the convolution, which takes maps of all sizes and is easily counted.
-        if self.channel_wise or are_symbols(*guide.shape[2:]) or torch.jit.is_tracing():
-            u, v = (self._filter_each(guide, x) for x in filters)
+        tiled = not (self.channel_wise or are_symbols(*guide.shape[2:]) or torch.jit.is_tracing())
+        if tiled:
+            u, v = self._filter_all(guide, torch.stack((u, v), 1))
         else:
-            u, v = self._filter_all(guide, torch.stack(filters, 1))
-            if isinstance(self.norm_u, nn.Sequential):
+            u, v = self._filter_each(guide, u), self._filter_each(guide, v)
+        if normalized:
+            if tiled:
                 u, v = (_crop(x.flatten(1, 2), guide) for x in (u, v))
-        u, v = self.norm_u(u), self.norm_v(v)
-        # It is scaled first, as the sum of a half-precision product could overflow.
-        products = u * (v * self.guide_channels**-0.5)
-        if products.dim() > 4:
-            return _crop(products.sum(1), guide)
-        return products.unflatten(1, (-1, self.sets)).sum(1)
+            return (self.norm_u(u) * (self.norm_v(v) * scale)).unflatten(1, (-1, self.sets)).sum(1)
+        if tiled:
+            return _crop((u * v).sum(1), guide)
+        return (u * v).unflatten(1, (-1, self.sets)).sum(1)
 
     def _read(self, guide: Tensor, encoding: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return e, the one given or the guide's, and the guide's average where P needs it."""
