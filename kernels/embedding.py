@@ -355,18 +355,6 @@ class _Request(NamedTuple):
     projected: bool
 
 
-class _Problem(NamedTuple):
-    """What the best blocks depend on."""
-
-    dtype: torch.dtype
-    precision: str
-    channels_last: bool
-    channels: int
-    embed: int
-    projected: bool
-    magnitude: int  # of the number of pixels: which power of 4
-
-
 def plan(
     kernel: triton.JITFunction,
     request: _Request,
@@ -377,16 +365,19 @@ def plan(
     """Plan a launch over all pixels of a map, see `launch.run`."""
     names = kernel.arg_names
     itemsize = dtype.itemsize
-    problem = _Problem(
+    problem = tuning.Problem(
         dtype=dtype,
         precision=str(dict(constants)['PRECISION']),
         channels_last=request.channels_last,
+        kernel_size=1,
+        slots=(1, 1),
+        exact=True,
         channels=request.channels,
-        embed=request.embed,
-        projected=request.projected,
+        embed=request.embed if request.projected else 0,
+        extent=(tuning.MAX_EXTENT, tuning.MAX_EXTENT),
         magnitude=(request.images * request.pixels).bit_length() // 2,
     )
-    launches = {}
+    launches: dict[tuple, Launch] = {}
     for entry in ENTRIES:
         whole = tuning.power_of_2(request.channels)
         block_c = min(whole, entry.channels or whole)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import tuning
+from . import choices, tuning
 from .tuning import Problem, Table
 from .window import Strided, Tile
 
@@ -50,7 +50,6 @@ class _Recorder(NamedTuple):
 
 
 _recorder: _Recorder | None = None
-_chosen: dict[tuple, int] = {}
 
 
 @contextlib.contextmanager
@@ -300,6 +299,7 @@ class _Call:
 #: So many calls are kept; a program with more sizes than that begins anew.
 MAX_CALLS = 4096
 _calls: dict[tuple, _Call] = {}
+_chosen: dict[tuple, int] = {}
 
 
 def _lies(x: Tensor | None) -> tuple | None:
@@ -379,7 +379,8 @@ def run(
             chosen = (kernel, device, problem, given)
             if chosen not in _chosen and not capturing:
                 runs = [functools.partial(item.run, tensors, pointers) for item in calls]
-                _chosen[chosen] = tuning.fastest(runs)
+                known = choices.of_device(device)
+                _chosen[chosen] = known.choose(kernel.__name__, given, problem, runs)
             best = _chosen.get(chosen, 0)
         calls[best].run(tensors, pointers)
     if not capturing:

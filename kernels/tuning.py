@@ -282,8 +282,8 @@ def autotuning(device: torch.device) -> bool:
     )
 
 
-def fastest(runs: list[Callable[[], None]]) -> int:
-    """Which of several launches takes the least time; one that the device cannot run does not.
+def fastest(runs: list[Callable[[], None]]) -> int | None:
+    """Which of several launches takes the least time, of those that the device can run; or None.
 
     Synchronizes the device. Takes a compilation and about 30 ms for each.
     """
@@ -295,4 +295,4 @@ def fastest(runs: list[Callable[[], None]]) -> int:
             return float('inf')
 
     times = [measure(run) for run in runs]
-    return times.index(min(times))
+    return times.index(min(times)) if min(times) < float('inf') else None

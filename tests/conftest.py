@@ -52,6 +52,14 @@ def _no_default_scope():
         DefaultScope._instance_dict.clear()
 
 
+@pytest.fixture(scope='session', autouse=True)
+def _own_choices(tmp_path_factory):
+    """Tuning on a GPU neither reads nor writes what the user's own runs keep."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('SAPA_MM_CACHE', str(tmp_path_factory.mktemp('choices')))
+        yield
+
+
 @pytest.fixture
 def poisoned_memory():
     """torch.empty hands out NaN, so that an element nobody wrote shows."""

@@ -6,12 +6,19 @@ from torch.nn import functional as F
 
 from ..ops import assemble
 from ..ops.checks import check_bool, check_choice, check_kernel_size, check_positive_int
+from ..ops.dispatch import autocast
+from ..ops.layout import accumulation_dtype, is_channels_last
+from ..ops.parents import are_symbols
+from ..ops.tiles import STEP, tile_product
 from .base import PairedUpsampler, block_grid, pad_to_even, zero_bias
 from .registration import MODELS
 
 MODES = ('static', 'hybrid', 'dynamic')
 NORMALIZATIONS = ('sigmoid_softmax', 'softmax')
 NORM_GROUPS = 32
+#: Filters that all channels share are applied to so many blocks, down and across, by one product:
+#: 4 times as many multiply-adds as needed, and 2.25 maps of operands at k = 6.
+TILE = STEP // 2
 
 
 @MODELS.register_module()
@@ -138,33 +145,94 @@ class A2U(PairedUpsampler):
             elif isinstance(module, nn.GroupNorm):
                 module.reset_parameters()
 
-    def _filter(self, guide: Tensor, padded: Tensor, name: str) -> Tensor:
-        """Compute U * y or V * y: (N, Cy * S, h, w), the S sets of a channel beside each other."""
-        size, channels = self.encoder_kernel, self.guide_channels
-        padding = (size - 1) // 2
-        encoder = getattr(self, f'encoder_{name}')
-        if self.mode != 'dynamic':
-            filters = encoder if self.channel_wise else encoder.repeat(channels, 1, 1, 1)
-            return F.conv2d(padded, filters, stride=2, padding=padding, groups=channels)
-        filters = encoder(F.adaptive_avg_pool2d(guide, size))  # it is (N, S or Cy * S, k, k)
-        if not self.channel_wise:
-            filters = filters.repeat(1, channels, 1, 1)
-        # Every image has filters of its own, so images become groups of channels.
-        batch = len(guide)
-        images = padded.reshape(1, batch * channels, *padded.shape[2:])
-        filters = filters.reshape(-1, 1, size, size)
-        images = images.to(filters.dtype)
-        out = F.conv2d(images, filters, stride=2, padding=padding, groups=batch * channels)
-        return out.view(batch, -1, *out.shape[2:])
+    def _averages(self, guide: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Average the guide over k x k windows and over all of it, whatever the mode asks for."""
+        if self.mode == 'dynamic':
+            return _pool(guide, self.encoder_kernel)
+        return None, F.adaptive_avg_pool2d(guide, 1) if self.mode == 'hybrid' else None
 
-    def _project(self, guide: Tensor, encoding: Tensor, name: str) -> Tensor:
+    def _filters(self, pooled: Tensor | None) -> list[Tensor]:
+        """Return U and V: (N or 1, S or Cy * S, k, k), the S sets of a channel in a row."""
+        encoders = self.encoder_u, self.encoder_v
+        if self.mode == 'dynamic':
+            return [encoder(pooled) for encoder in encoders]
+        return [encoder.transpose(0, 1) for encoder in encoders]
+
+    def _filter_each(self, guide: Tensor, filters: Tensor) -> Tensor:
+        """Apply filters (N or 1, S or Cy * S, k, k): (N, Cy * S, h, w)."""
+        padded = pad_to_even(guide)
+        if not self.channel_wise:
+            filters = filters.repeat(1, self.guide_channels, 1, 1)
+        # Where every image has filters of its own, images become groups of channels.
+        images = padded.reshape(-1, len(filters) * padded.shape[1], *padded.shape[2:])
+        filters = filters.reshape(-1, 1, *filters.shape[2:])
+        out = F.conv2d(
+            images.to(filters.dtype),
+            filters,
+            stride=2,
+            padding=(self.encoder_kernel - 1) // 2,
+            groups=images.shape[1],
+        )
+        return out.reshape(len(guide), -1, *out.shape[2:])
+
+    def _filter_all(self, guide: Tensor, filters: Tensor) -> Tensor:
+        """Apply filters (N or 1, 2, S, k, k) to every channel.
+
+        A convolution with a channel a group uses no matrix unit, and on a GPU its gradient reads
+        the map once for each of k * k taps. So this is a product: of the filters, shifted to every
+        block of a tile, with the pixels around the tile.
+
+        Returns:
+            (2, N, Cy, S, tiles down, `TILE`, tiles across, `TILE`), the innermost in memory as of
+            the guide.
+        """
+        size = filters.shape[-1]
+        before = (size - 1) // 2
+        extent = 2 * TILE + 2 * before  # pixels around a tile; an even number keeps rows aligned
+        offsets = range(0, 2 * TILE, 2)
+        shifted = [
+            F.pad(filters, (x, extent - size - x, y, extent - size - y))
+            for y in offsets
+            for x in offsets
+        ]
+        filters = torch.stack(shifted, 3).flatten(1, 3)
+        guide, filters = autocast(guide, filters.expand(len(guide), -1, -1, -1))
+        out = tile_product(guide, filters, before)
+        return out.unflatten(0, (2, self.sets, TILE, TILE)).permute(0, 4, 5, 1, 6, 2, 7, 3)
+
+    def _project(self, mean: Tensor | None, encoding: Tensor, name: str) -> Tensor:
         """Multiply e (N, S, h, w) by P: (N, K*K, 4, h, w)."""
         projection = getattr(self, f'projection_{name}')
-        if self.mode == 'static':
-            projection = projection.view(1, -1, 1, 1)
-        else:
-            projection = projection(F.adaptive_avg_pool2d(guide, 1))
+        projection = projection.view(1, -1, 1, 1) if mean is None else projection(mean)
         return projection.unflatten(1, (-1, 4)) * encoding[:, None]
+
+    def _encode(self, guide: Tensor, pooled: Tensor | None) -> Tensor:
+        u, v = self._filters(pooled)
+        scale = self.guide_channels**-0.5
+        normalized = isinstance(self.norm_u, nn.Sequential)
+        if not normalized:
+            v = v * scale  # and not e, as the sum of a half-precision product could overflow
+        # A graph shows the convolution, which takes maps of all sizes and is easily counted.
+        tiled = not (self.channel_wise or are_symbols(*guide.shape[2:]) or torch.jit.is_tracing())
+        if tiled:
+            u, v = self._filter_all(guide, torch.stack((u, v), 1))
+        else:
+            u, v = self._filter_each(guide, u), self._filter_each(guide, v)
+        if normalized:
+            if tiled:
+                u, v = (_crop(x.flatten(1, 2), guide) for x in (u, v))
+            return (self.norm_u(u) * (self.norm_v(v) * scale)).unflatten(1, (-1, self.sets)).sum(1)
+        if tiled:
+            return _crop((u * v).sum(1), guide)
+        return (u * v).unflatten(1, (-1, self.sets)).sum(1)
+
+    def _read(self, guide: Tensor, encoding: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return e, the one given or the guide's, and the guide's average where P needs it."""
+        (guide,) = autocast(guide)  # once, and not by every operator
+        pooled, mean = self._averages(guide)
+        if encoding is None:
+            return self._encode(guide, pooled), mean
+        return self._encoding(guide, encoding, self.sets), mean
 
     def encode(self, guide: Tensor) -> Tensor:
         """Compute the affinity e of every block of the guide.
@@ -181,12 +249,9 @@ class A2U(PairedUpsampler):
             ValueError: A shape that does not fit the module.
         """
         self._check_guide(guide)
-        padded = pad_to_even(guide)
-        u = self.norm_u(self._filter(guide, padded, 'u'))
-        v = self.norm_v(self._filter(guide, padded, 'v'))
-        # It is scaled first, as the sum of a half-precision product could overflow.
-        products = u * (v * self.guide_channels**-0.5)
-        return products.unflatten(1, (-1, self.sets)).sum(1)
+        (guide,) = autocast(guide)
+        pooled, _ = self._averages(guide)
+        return self._encode(guide, pooled)
 
     def downsample(self, guide: Tensor, encoding: Tensor | None = None) -> Tensor:
         """Pool the guide with kernels over the 2K x 2K pixels around each block.
@@ -206,8 +271,8 @@ class A2U(PairedUpsampler):
         if not self.paired:
             raise ValueError('paired: expected True for downsampling, got False')
         self._check_guide(guide)
-        encoding = self._encoding(guide, encoding, self.sets)
-        weights = self._project(guide, encoding, 'down')
+        encoding, mean = self._read(guide, encoding)
+        weights = self._project(mean, encoding, 'down')
         weights = weights.flatten(1, 2).softmax(1).unflatten(1, (-1, 4))
         # Each of a block's four pixels sees the window of K x K blocks: there are four groups.
         weights = weights.transpose(1, 2).flatten(1, 2)
@@ -232,8 +297,8 @@ class A2U(PairedUpsampler):
             ValueError: Shapes that do not fit the module or each other.
         """
         self.check_inputs(x, guide)
-        encoding = self._encoding(guide, encoding, self.sets)
-        logits = self._project(guide, encoding, 'up').flatten(1, 2)
+        encoding, mean = self._read(guide, encoding)
+        logits = self._project(mean, encoding, 'up').flatten(1, 2)
         height, width = guide.shape[2:]
         weights = F.pixel_shuffle(logits, 2)[:, :, :height, :width]
         if self.kernel_size == 1 or self.normalization == 'sigmoid_softmax':
@@ -269,3 +334,41 @@ class A2U(PairedUpsampler):
             f'encoder_kernel={self.encoder_kernel}, normalization={self.normalization!r}, '
             f'paired={self.paired}'
         )
+
+
+def _pool(guide: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Average over ``size`` x ``size`` windows, as adaptive pooling does, and over all pixels.
+
+    The map is read once for both, by a product. The gradient of adaptive pooling on a GPU adds up
+    overlapping windows atomically, and not always in one order.
+
+    Args:
+        guide: (N, C, H, W).
+        size: k.
+
+    Returns:
+        (N, C, k, k) and (N, C, 1, 1).
+    """
+    rows, columns = (_windows(side, size, guide) for side in guide.shape[2:])
+    if is_channels_last(guide):
+        sums = torch.bmm(rows.expand(len(guide), -1, -1), guide.permute(0, 2, 3, 1).flatten(2))
+        sums = torch.matmul(columns, sums.unflatten(2, (guide.shape[3], -1))).permute(0, 3, 1, 2)
+    else:
+        sums = torch.matmul(rows, torch.matmul(guide, columns.mT))
+    return sums[:, :, :size, :size], sums[:, :, size:, size:]
+
+
+def _windows(side: int, size: int, like: Tensor) -> Tensor:
+    """Return what pixels weigh in the windows along a side, and in all of it: (size + 1, side)."""
+    window = torch.arange(size, device=like.device)[:, None]
+    pixel = torch.arange(side, device=like.device)
+    inside = (pixel >= window * side // size) & (pixel < ((window + 1) * side + size - 1) // size)
+    inside = inside.to(accumulation_dtype(like.dtype))
+    weights = F.pad(inside, (0, 0, 0, 1), value=1.0)
+    return (weights / weights.sum(1, keepdim=True)).to(like.dtype)
+
+
+def _crop(tiles: Tensor, guide: Tensor) -> Tensor:
+    """Lay (N, C, tiles down, T, tiles across, T) out as a map over the guide's blocks."""
+    height, width = block_grid(guide.shape[2:])
+    return tiles.flatten(4, 5).flatten(2, 3)[:, :, :height, :width]

@@ -1,10 +1,14 @@
 """IndexNet: upsampling by learned indices."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops import assemble
 from ..ops.checks import check_bool, check_choice
+from ..ops.dispatch import autocast_is_on
 from ..ops.parents import upsample_parent
 from .base import PairedUpsampler, block_grid, pad_to_even
 from .registration import MODELS
@@ -158,8 +162,14 @@ class IndexNet(PairedUpsampler):
         encoding = self._encoding(guide, encoding, 4 * self.index_channels)
         height, width = guide.shape[2:]
         indices = F.pixel_shuffle(encoding.sigmoid(), 2)[:, :, :height, :width]
+        indices = indices.to(x.dtype)
+        if self.index_channels == 1:
+            # A window of one value: neither way is there another map of the guide's size.
+            cast = autocast_is_on(x)  # the result has the dtype of x all the same
+            with torch.autocast(x.device.type, enabled=False) if cast else nullcontext():
+                return assemble(indices, x, kernel_size=1)
         # The first factor gives the product its memory format.
-        return upsample_parent(x, (height, width)) * indices.to(x.dtype)
+        return upsample_parent(x, (height, width)) * indices
 
     def flops(self, size: tuple[int, int], guide_size: tuple[int, int]) -> int:
         """Count the multiply-adds of one image: its convolutions, and C per pixel of the guide.

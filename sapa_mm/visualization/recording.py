@@ -29,7 +29,8 @@ class UpsamplingStep:
             window position p around its parent, positions row-major, for each of G groups of
             channels. (Hk, Wk) is the size that the operator upsampled to, (Hg, Wg) unless the
             result was cropped or resized to the guide. None if there is no such weight: the
-            upsampler called `point_affiliation` and `assemble` not exactly once together.
+            upsampler called `point_affiliation` and `assemble` not exactly once together, or
+            K is 1.
     """
 
     name: str
@@ -177,6 +178,8 @@ class _StepHook:
         x, guide = _features(*args, **kwargs)
         with torch.no_grad():
             kernels = calls[0]() if len(calls) == 1 else None
+        if kernels is not None and kernels.shape[2] == 1:
+            kernels = None  # a gate, such as IndexNet's
         self.recording.steps[self.name] = UpsamplingStep(
             self.name, describe_upsampler(module), x.detach(), guide.detach(), out.detach(), kernels
         )

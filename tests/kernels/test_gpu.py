@@ -1,5 +1,7 @@
 """What only a GPU can show. tests/conftest.py collects this file where there is one."""
 
+import json
+
 import pytest
 import torch
 from testing_utils import (
@@ -13,7 +15,7 @@ from testing_utils import (
     make_tensor,
 )
 
-from sapa_mm.kernels import launch, tuning
+from sapa_mm.kernels import choices, launch, tuning
 from sapa_mm.ops import assemble, backend, local_similarity, point_affiliation, reference
 
 pytestmark = pytest.mark.gpu
@@ -69,6 +71,24 @@ def test_a_tuned_call_is_right(layout, monkeypatch):
     )
     # Forward, backward, and the assemblies backward of value and key.
     assert len(launch._chosen) == 4
+
+
+def test_what_was_chosen_is_kept_for_the_next_process(monkeypatch, tmp_path):
+    monkeypatch.setenv('SAPA_MM_CACHE', str(tmp_path))
+    inputs, grad = make_call(point_affiliation)
+    chosen = []
+    for _ in range(2):
+        choices.of_device.cache_clear()
+        monkeypatch.setattr(launch, '_chosen', {})
+        with backend('triton'):
+            forward_and_gradients(point_affiliation, inputs, grad)
+        chosen.append(launch._chosen)
+        # The second time nothing can be timed.
+        monkeypatch.delattr(tuning.triton.testing, 'do_bench', raising=False)
+    choices.of_device.cache_clear()
+    assert chosen[0] == chosen[1]
+    (path,) = tmp_path.glob('*.json')
+    assert sorted(json.loads(path.read_text())['choices'].values()) == sorted(chosen[0].values())
 
 
 @pytest.mark.parametrize('mode', ['default', 'reduce-overhead'])

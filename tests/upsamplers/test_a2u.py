@@ -311,6 +311,38 @@ def test_autocast(mode, x_dtype, guide_dtype):
     check_autocast(module, module, x, make_tensor(2, 4, 9, 12, dtype=guide_dtype))
 
 
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+@pytest.mark.parametrize('mode', MODES)
+def test_a_graph_is_right_at_every_size(mode):
+    """It has the convolution, and runs without a graph have a product in its place."""
+    module = make_module(6, 4, form=(mode, False, True))
+    dims = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    inputs = make_inputs(module, SIZES[1]._replace(c=6, d=4))
+    exported = torch.export.export(
+        module, tuple(inputs.values()), dynamic_shapes={'x': dims, 'guide': dims}
+    ).module()
+    traced = torch.jit.trace(module, tuple(inputs.values()), check_trace=False)
+    other = make_inputs(module, SIZES[1]._replace(c=6, d=4, low=(7, 9), high=(14, 18)))
+    for graph, maps in ((exported, inputs), (exported, other), (traced, inputs)):
+        torch.testing.assert_close(graph(*maps.values()), module(**maps))
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('channel_wise', [False, True])
+def test_compiled(mode, channel_wise):
+    module = make_module(6, 4, form=(mode, channel_wise, False))
+    maps = make_inputs(module, SIZES[1]._replace(c=6, d=4))
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, backend='aot_eager', dynamic=False)
+    results = []
+    for function in (compiled, module):
+        leaves = [x.detach().requires_grad_() for x in maps.values()]
+        out = function(*leaves)
+        results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize(
     ('options', 'parameters'),
     [

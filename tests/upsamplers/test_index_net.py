@@ -259,6 +259,22 @@ def test_autocast(variant, guide_dtype):
     check_autocast(module, module, x, guide)
 
 
+@pytest.mark.parametrize('variant', VARIANTS)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+def test_autocast_leaves_the_dtype_of_x(variant, dtype):
+    module = make_module(6, 6, (variant, True, True), torch.float32)
+    x, guide = make_tensor(2, 6, 5, 6, dtype=dtype), make_tensor(2, 6, 9, 12)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert module(x, guide).dtype == dtype
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_on_the_meta_device(variant):
+    module = IndexNet(6, variant=variant).to('meta')
+    x, guide = (torch.empty(2, 6, *size, device='meta') for size in ((5, 6), (9, 12)))
+    assert module(x, guide).shape == (2, 6, 9, 12)
+
+
 @pytest.mark.parametrize(
     ('options', 'parameters'),
     [
