@@ -16,8 +16,8 @@ from ..parents import first_child, parents
 from .geometry import DEVICE_STRIP_BYTES
 from .scratch import Scratch
 
-# A strip of the map has so many bytes. On a CPU with 1 MiB of cache a core and 32 MiB for all, fewer
-# make too many small calls, and four times as many overflow the cache.
+# A strip of the map has so many bytes. On a CPU with 1 MiB of cache a core and 32 MiB for all,
+# fewer make too many small calls, and four times as many overflow the cache.
 CPU_STRIP_BYTES = 2**20
 
 
