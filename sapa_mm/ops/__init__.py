@@ -4,11 +4,13 @@ from . import reference
 from .affiliation import point_affiliation
 from .assembly import assemble
 from .dispatch import backend, unavailable
+from .embedding import embed
 from .similarity import local_similarity
 
 __all__ = [
     'assemble',
     'backend',
+    'embed',
     'local_similarity',
     'point_affiliation',
     'reference',

@@ -151,3 +151,76 @@ def check_weights(weights: Tensor, value: Tensor, kernel_size: int, groups: obje
             f'and groups {groups}, got {weights.shape[1]}'
         )
     check_sizes('weights', weights, 'value', value)
+
+
+def _check_parameter(name: str, parameter: object, shape: tuple[int, ...], x: Tensor) -> None:
+    """Check a parameter of an operator on ``x``, if there is one."""
+    if parameter is None:
+        return
+    if not isinstance(parameter, Tensor):
+        raise TypeError(
+            f'{name}: expected None or a tensor of shape {shape}, got {type(parameter).__name__}'
+        )
+    if tuple(parameter.shape) != shape:
+        raise ValueError(f'{name}: expected shape {shape}, got {tuple(parameter.shape)}')
+    if parameter.device != x.device:
+        raise ValueError(f'{name}: expected device {x.device} like x, got {parameter.device}')
+    if parameter.dtype not in (x.dtype, torch.float32):
+        wanted = ' or '.join(dict.fromkeys((f'{x.dtype} like x', 'torch.float32')))
+        raise TypeError(f'{name}: expected {wanted}, got {parameter.dtype}')
+
+
+def _check_low(name: str, low: Tensor, channels: int, x: Tensor) -> None:
+    """Check a map at low resolution (N, ``channels``, h, w) against x (N, C, H, W)."""
+    check_map(name, low, f'(N, {channels}, h, w)')
+    check_alike(name, low, 'x', x)
+    if low.shape[1] != channels:
+        raise ValueError(f'{name}: expected {channels} channels, got {low.shape[1]}')
+    check_sizes('x', x, name, low)
+
+
+def check_embedding(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    normalize: object,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: object,
+    gate: Tensor | None,
+    addend: Tensor | None,
+) -> None:
+    """Check the arguments of `embed`, where a tensor may be None, except x."""
+    check_map('x', x, '(N, C, H, W)')
+    check_bool('normalize', normalize)
+    check_positive('eps', eps)
+    channels = x.shape[1]
+    if weight is None:
+        if not normalize:
+            raise ValueError('weight: expected a tensor (D, C) with normalize=False, got None')
+        if bias is not None:
+            raise ValueError('bias: expected None without weight, as norm_bias does the same')
+        embed_dims = channels
+    else:
+        if not isinstance(weight, Tensor):
+            raise TypeError(f'weight: expected a tensor (D, C), got {type(weight).__name__}')
+        if weight.dim() != 2 or 0 in weight.shape:
+            raise ValueError(f'weight: expected (D, {channels}), got shape {tuple(weight.shape)}')
+        embed_dims = weight.shape[0]
+        _check_parameter('weight', weight, (embed_dims, channels), x)
+        _check_parameter('bias', bias, (embed_dims,), x)
+    for name, parameter in (('norm_weight', norm_weight), ('norm_bias', norm_bias)):
+        if not normalize and parameter is not None:
+            raise ValueError(f'{name}: expected None with normalize=False, got a tensor')
+        _check_parameter(name, parameter, (channels,), x)
+    if addend is not None:
+        _check_low('addend', addend, embed_dims, x)
+    if gate is not None:
+        if addend is None:
+            raise ValueError('addend: expected a tensor with gate, got None')
+        _check_low('gate', gate, 1, x)
+        if gate.shape[2:] != addend.shape[2:]:
+            raise ValueError(
+                f'gate: expected size {tuple(addend.shape[2:])} like addend, got '
+                f'{tuple(gate.shape[2:])}'
+            )

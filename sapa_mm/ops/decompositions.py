@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from .affiliation import _forward as point_affiliation
 from .assembly import _forward as assemble
-from .layout import accumulation_dtype, in_format_of
+from .embedding import _forward as embed
+from .layout import accumulation_dtype, embedding_format, in_format_of
 from .normalization import normalize
-from .parents import parents
+from .parents import parents, upsample_parent
 from .similarity import _forward as local_similarity
 
 
@@ -132,6 +133,42 @@ def _assemble(
     return windows.assemble(_pixels(weights), value, groups)
 
 
+def _embed(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    normalize: bool,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    gate: Tensor | None,
+    addend: Tensor | None,
+    backend: str = 'auto',
+) -> tuple[Tensor, Tensor]:
+    dtype = accumulation_dtype(x.dtype)
+    weight, bias, norm_weight, norm_bias = (
+        None if parameter is None else parameter.to(dtype)
+        for parameter in (weight, bias, norm_weight, norm_bias)
+    )
+    pixels = x.to(dtype).movedim(1, -1)
+    statistics = x.new_empty(0, dtype=dtype)
+    if normalize:
+        variance, mean = torch.var_mean(pixels, -1, correction=0)
+        statistics = torch.stack([mean, (variance + eps).rsqrt()])
+        pixels = F.layer_norm(pixels, pixels.shape[-1:], norm_weight, norm_bias, eps)
+    if weight is not None:
+        pixels = F.linear(pixels, weight, bias)
+    out = pixels.movedim(-1, 1)
+    if addend is not None:
+        addend = upsample_parent(addend.to(dtype), x.shape[2:])
+        if gate is None:
+            out = out + addend
+        else:
+            share = upsample_parent(gate.to(dtype).sigmoid(), x.shape[2:])
+            out = share * out + (1 - share) * addend
+    return out.to(x.dtype).contiguous(memory_format=embedding_format(x)), statistics
+
+
 def _bin_means(length: int, bins: int, like: Tensor) -> Tensor:
     """Return the matrix (bins, length) that averages adaptive pooling's bins along one axis."""
     i = torch.arange(bins, device=like.device)
@@ -165,5 +202,6 @@ def decompositions() -> dict[torch._ops.OpOverload, Callable]:
         point_affiliation._opoverload: _point_affiliation,
         local_similarity._opoverload: _local_similarity,
         assemble._opoverload: _assemble,
+        embed._opoverload: _embed,
         torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
     }

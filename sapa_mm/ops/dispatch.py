@@ -9,6 +9,7 @@ import functools
 import importlib.util
 from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -204,7 +205,7 @@ def autocast_is_on(x: object) -> bool:
     return torch.is_autocast_enabled(x.device.type)
 
 
-def autocast(*tensors: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+def autocast(*tensors: Any, dtype: torch.dtype | None = None) -> tuple[Any, ...]:
     """Cast inputs as torch's own operators do when autocast is on; otherwise leave them.
 
     Args:

@@ -33,3 +33,12 @@ def empty_map(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
 def in_format_of(like: Tensor, x: Tensor) -> Tensor:
     """Return (N, C, H, W) ``x`` contiguous in the memory format of ``like``, a copy if need be."""
     return x.contiguous(memory_format=_memory_format(like))
+
+
+def embedding_format(x: Tensor) -> torch.memory_format:
+    """Return the memory format of an embedding of ``x`` (N, C, H, W).
+
+    On GPUs the kernels that read it want a pixel's channels side by side; elsewhere it is that of
+    ``x``.
+    """
+    return torch.channels_last if x.device.type == 'cuda' else _memory_format(x)

@@ -1,4 +1,4 @@
-"""The tests believe these slow and obvious PyTorch versions of the window operators.
+"""The tests believe these slow and obvious PyTorch versions of the operators.
 
 Every window of every output pixel is gathered into memory, so a call takes ``kernel_size**2`` times
 the memory of its result. The computation runs in the dtype of the inputs (the tests pass float64)
@@ -189,3 +189,61 @@ def assemble(weights: Tensor, value: Tensor, *, kernel_size: int = 5, groups: in
         own = weights[:, g * kernel_size**2 : (g + 1) * kernel_size**2]
         results.append((own[:, None] * values[:, g * group : (g + 1) * group]).sum(dim=2))
     return torch.cat(results, dim=1)
+
+
+def embed(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    normalize: bool = True,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 1e-5,
+    gate: Tensor | None = None,
+    addend: Tensor | None = None,
+) -> Tensor:
+    r"""Normalize every pixel over its channels, project it, and mix in a low-resolution map.
+
+    .. math::
+        a = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta, \qquad e = W a + b, \qquad
+        o_{l'} = g_l e_{l'} + (1 - g_l) s_l
+
+    with l the parent of l', :math:`g = \mathrm{sigmoid}(z)`; :math:`o = e + s_l` without z, and
+    :math:`o = e` without s (the query of SAPA, Lu et al., NeurIPS 2022).
+
+    Args:
+        x: Feature (N, C, H, W).
+        weight: W (D, C). Default: a is not projected.
+        bias: b (D,). Default: none.
+        normalize: Whether a is the above; otherwise it is x. Default: True.
+        norm_weight: :math:`\gamma` (C,). Default: 1.
+        norm_bias: :math:`\beta` (C,). Default: 0.
+        eps: :math:`\epsilon`. Default: 1e-5.
+        gate: z (N, 1, h, w). Default: none.
+        addend: s (N, D, h, w). Default: none.
+
+    Returns:
+        The embedding (N, D, H, W).
+    """
+    result = x
+    if normalize:
+        centred = x - x.mean(dim=1, keepdim=True)
+        result = centred / (centred.square().mean(dim=1, keepdim=True) + eps).sqrt()
+        if norm_weight is not None:
+            result = result * norm_weight[:, None, None]
+        if norm_bias is not None:
+            result = result + norm_bias[:, None, None]
+    if weight is not None:
+        result = torch.einsum('dc,nchw->ndhw', weight, result)
+    if bias is not None:
+        result = result + bias[:, None, None]
+    if addend is None:
+        return result
+    high, low = x.shape[2:], addend.shape[2:]
+    rows, cols = (_window_indices(n, m, 1, x.device)[0][0] for n, m in zip(low, high, strict=True))
+    addend = addend[:, :, rows][:, :, :, cols]
+    if gate is None:
+        return result + addend
+    share = gate[:, :, rows][:, :, :, cols].sigmoid()
+    return share * result + (1 - share) * addend

@@ -4,9 +4,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..ops import point_affiliation
+from ..ops import embed, point_affiliation
 from ..ops.affiliation import BORDERS
 from ..ops.checks import (
     check_bool,
@@ -15,8 +14,8 @@ from ..ops.checks import (
     check_positive,
     check_positive_int,
 )
+from ..ops.dispatch import autocast
 from ..ops.normalization import NORMALIZATIONS
-from ..ops.parents import upsample_parent
 from .base import Upsampler, zero_bias
 from .registration import MODELS
 
@@ -34,6 +33,27 @@ def _trunc_normal_(tensor: Tensor, std: float) -> None:
     """
     with torch.no_grad():
         tensor.uniform_(-1, 1).erfinv_().mul_(std * math.sqrt(2)).clamp_(-2, 2)
+
+
+def _embed(
+    x: Tensor,
+    norm: nn.LayerNorm,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    gate: Tensor | None = None,
+    addend: Tensor | None = None,
+) -> Tensor:
+    """Normalize ``x`` as a LayerNorm does, and do the rest of `embed`."""
+    return embed(
+        x,
+        weight,
+        bias,
+        norm_weight=norm.weight,
+        norm_bias=norm.bias,
+        eps=norm.eps,
+        gate=gate,
+        addend=addend,
+    )
 
 
 @MODELS.register_module()
@@ -153,18 +173,49 @@ class SAPA(Upsampler):
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
 
-    def _self_term(self, x: Tensor, normalized: Tensor, key: Tensor) -> Tensor:
-        """Compute self(x) Wx + b, (N, d, H, W); the plain form's query has the b."""
+    def _project_normalized(
+        self, x: Tensor, layers: dict[str, tuple[Tensor, Tensor | None]]
+    ) -> dict[str, Tensor]:
+        """Project LN(x) in one pass by several pairs of weight and bias: (N, d, H, W) each."""
+        if len(layers) == 1:
+            [(name, (weight, bias))] = layers.items()
+            return {name: _embed(x, self.norm_x, weight, bias)}
+        weights, biases = zip(*layers.values(), strict=True)
+        bias = None
+        if any(part is not None for part in biases):
+            parts = [w.new_zeros(len(w)) if b is None else b for w, b in layers.values()]
+            bias = torch.cat(parts)
+        projected = _embed(x, self.norm_x, torch.cat(weights), bias)
+        return dict(zip(layers, projected.split([len(w) for w in weights], 1), strict=True))
+
+    def _embed_low(self, x: Tensor) -> dict[str, Tensor]:
+        """Compute what the pixels of ``x`` give to queries and keys.
+
+        Returns:
+            ``'key'`` (N, d, H, W); in the plain and gated forms ``'addend'``, self(x) Wx + b,
+            likewise (the plain form's query has the b); in the gated form ``'gate'`` (N, 1, H, W),
+            the gate before the sigmoid.
+        """
+        layers: dict[str, tuple[Tensor, Tensor | None]] = {}
+        layers['key'] = (self.key_proj.weight, self.key_proj.bias)
+        if self.similarity == 'bilinear':
+            return self._project_normalized(x, layers)
         gated = self.similarity == 'gated'
+        names = {'separate': 'self_proj', 'key': 'key_proj', 'query': 'query_proj'}
+        own = getattr(self, names[self.self_projection])
+        own_bias = own.bias if gated else None
+        if self.self_input == 'normalized' and not self.self_is_key:
+            layers['addend'] = (own.weight, own_bias)
+        if gated:
+            layers['gate'] = (self.gate_proj.weight, self.gate_proj.bias)
+        low = self._project_normalized(x, layers)
         if self.self_is_key:
             # It is LN(x) Wk + b again.
-            shift = self.key_proj.bias
-            return key if gated or shift is None else key - shift[:, None, None]
-        projections = {'separate': 'self_proj', 'key': 'key_proj', 'query': 'query_proj'}
-        projection = getattr(self, projections[self.self_projection])
-        features = normalized if self.self_input == 'normalized' else x
-        bias = projection.bias if gated else None
-        return F.linear(features, projection.weight, bias).movedim(-1, 1)
+            shift = None if gated else self.key_proj.bias
+            low['addend'] = low['key'] if shift is None else low['key'] - shift[:, None, None]
+        elif self.self_input == 'raw':
+            low['addend'] = embed(x, own.weight, own_bias, normalize=False)
+        return low
 
     def embed(self, x: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the query and the key.
@@ -176,22 +227,12 @@ class SAPA(Upsampler):
         Returns:
             Query (N, d, Hg, Wg) and key (N, d, H, W).
         """
-        size = guide.shape[2:]
-        x, guide = x.movedim(1, -1), guide.movedim(1, -1)
-        key = normalized = self.norm_x(x)
-        query = self.norm_guide(guide)
-        if self.similarity != 'inner':
-            key, query = self.key_proj(normalized), self.query_proj(query)
-        query, key = query.movedim(-1, 1), key.movedim(-1, 1)
-        if self.similarity == 'plain':
-            query = query + upsample_parent(self._self_term(x, normalized, key), size)
-        elif self.similarity == 'gated':
-            gate = torch.sigmoid(self.gate_proj(normalized)).movedim(-1, 1)
-            self_term = self._self_term(x, normalized, key)
-            # Both are constant over a cell, so they are weighed at low resolution first.
-            gated_self = upsample_parent((1 - gate) * self_term, size)
-            query = upsample_parent(gate, size) * query + gated_self
-        return query, key
+        if self.similarity == 'inner':
+            return _embed(guide, self.norm_guide), _embed(x, self.norm_x)
+        low = self._embed_low(x)
+        key = low.pop('key')
+        projection = self.query_proj
+        return _embed(guide, self.norm_guide, projection.weight, projection.bias, **low), key
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         """Upsample ``x`` to the size of ``guide``.
@@ -208,6 +249,7 @@ class SAPA(Upsampler):
             ValueError: Shapes that do not fit the module or each other.
         """
         self.check_inputs(x, guide)
+        x, guide = autocast(x, guide)
         query, key = self.embed(x, guide)
         return point_affiliation(
             query,

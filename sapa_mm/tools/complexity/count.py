@@ -252,6 +252,13 @@ def affiliation_flops(inputs: list[Any], outputs: list[Any]) -> int:
     return batch * height * width * inputs[3].toIValue() ** 2 * dims
 
 
+def embedding_flops(inputs: list[Any], outputs: list[Any]) -> int:
+    """Count the multiply-adds of ``embed``: C for every value, if there is a projection."""
+    if inputs[1].type().kind() == 'NoneType':
+        return 0
+    return math.prod(outputs[0].type().sizes()) * inputs[1].type().sizes()[1]
+
+
 # mmengine does not count these operators.
 PRODUCTS = {
     'aten::baddbmm': product_flops,
@@ -259,6 +266,7 @@ PRODUCTS = {
     'sapa_mm::local_similarity': similarity_flops,
     'sapa_mm::assemble': assembly_flops,
     'sapa_mm::point_affiliation': affiliation_flops,
+    'sapa_mm::embed': embedding_flops,
 }
 
 
