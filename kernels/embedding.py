@@ -162,7 +162,6 @@ def embedding_fwd_kernel(
     cells_x,
     tiles,
     eps,
-    NORMALIZE: tl.constexpr,
     ONE_BLOCK: tl.constexpr,
     ONE_D: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -170,7 +169,7 @@ def embedding_fwd_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """out = LN(x) W^T + b, or with g = sigmoid(gate) and s = addend g (LN(x) W^T + b) + (1 - g) s.
+    """Out = LN(x) W^T + b, or with g = sigmoid(gate) and s = addend g (LN(x) W^T + b) + (1 - g) s.
 
     x (N, C, H, W), out (N, D, H, W), gate (N, 1, h, w) and addend (N, D, h, w) are `Strided`, and
     the latter two, like the parameters, may be None; the weight is (D, C), contiguous. Pixels take
@@ -180,6 +179,7 @@ def embedding_fwd_kernel(
     """
     dtype: tl.constexpr = x.ptr.dtype.element_ty
     PROJECT: tl.constexpr = weight_ptr is not None
+    NORMALIZE: tl.constexpr = statistics_ptr is not None
     if not PROJECT and ONE_BLOCK:
         gamma, beta = load_affine(norm_weight_ptr, norm_bias_ptr, 0, channels, BLOCK_C)
     if PROJECT and ONE_D and ONE_BLOCK:
@@ -203,11 +203,10 @@ def embedding_fwd_kernel(
             else:
                 mean, squares = all_moments(rows, channels, BLOCK_C)
             reciprocal = 1.0 / tl.sqrt(squares / channels + eps)
-            if statistics_ptr is not None:
-                pixel = image * (high_y * high_x) + index
-                tl.store(statistics_ptr + pixel, mean, mask=inside)
-                half = images.to(tl.int64) * (high_y * high_x)
-                tl.store(statistics_ptr + half + pixel, reciprocal, mask=inside)
+            pixel = image * (high_y * high_x) + index
+            tl.store(statistics_ptr + pixel, mean, mask=inside)
+            half = images.to(tl.int64) * (high_y * high_x)
+            tl.store(statistics_ptr + half + pixel, reciprocal, mask=inside)
         if not PROJECT:
             for c in range(0, 1 if ONE_BLOCK else channels, BLOCK_C):
                 if not ONE_BLOCK:
@@ -470,7 +469,6 @@ def forward(
     addend: Tensor | None,
     out: Tensor,
     statistics: Tensor | None,
-    normalize: bool,
     eps: float,
 ) -> None:
     """Write the embedding of ``x``.
@@ -485,8 +483,7 @@ def forward(
         addend: (N, D, h, w), likewise.
         out: (N, D, H, W), written to.
         statistics: (2, N, H, W), float32, contiguous, written to: the pixels' means and reciprocal
-            deviations. With None they are not kept.
-        normalize: Whether there is a LayerNorm.
+            deviations. With None there is no LayerNorm.
         eps: Its addend to the variance.
     """
     start(
@@ -503,5 +500,5 @@ def forward(
             statistics_ptr=statistics,
         ),
         scalars=dict(eps=eps),
-        constants=dict(NORMALIZE=normalize),
+        constants={},
     )

@@ -12,14 +12,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .embedding import (
-    centred,
-    fold,
     UNSPECIALIZED,
+    centred,
     contiguous,
     flat_parents,
+    fold,
     gate_of,
     load_affine,
-    load_matrix,
     load_vector,
     parts_of,
     request_of,

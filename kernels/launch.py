@@ -70,6 +70,36 @@ def record(device: Device, every_entry: bool = False) -> Iterator[list[Launch]]:
         _recorder = None
 
 
+class _Stub:
+    """Stands for a compiled kernel that does nothing."""
+
+    def __getitem__(self, grid: tuple[int, int, int]) -> Callable[..., None]:
+        return lambda *arguments: None
+
+
+_stub: _Stub | None = None
+
+
+def is_stubbed() -> bool:
+    """Return whether launches do nothing."""
+    return _stub is not None
+
+
+@contextlib.contextmanager
+def stubbed() -> Iterator[None]:
+    """Let launches on CPU tensors do all but launch: what is left is the time of the host.
+
+    Not for several threads, and not where another CPU call of the kernels was asked about before.
+    """
+    global _stub
+    _stub = _Stub()
+    try:
+        yield
+    finally:
+        _stub = None
+        _calls.clear()
+
+
 @functools.cache
 def _device(device: torch.device) -> Device:
     if device.type != 'cuda':
@@ -289,6 +319,8 @@ class _Call:
                 arguments[place] = Strided(x, *strides)
         for place, x in zip(self.pointers, pointers.values(), strict=True):
             arguments[place] = x
+        if self.compiled is None:
+            self.compiled = _stub
         if self.compiled is None:
             # The interpreter compiles nothing: every call of it comes here.
             self.compiled = self.kernel[self.grid](*arguments, **self.options)

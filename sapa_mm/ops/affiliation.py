@@ -1,16 +1,26 @@
 """Point affiliation is similarity, normalization and assembly in one operator."""
 
-import torch
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from . import checks
-from .dispatch import autocast, implementation, operator, requested_backend, without_autocast
+from .dispatch import (
+    autocast,
+    empty_gradients,
+    given_gradients,
+    implementation,
+    operator,
+    requested_backend,
+    without_autocast,
+)
 from .layout import empty_map
 from .normalization import NORMALIZATION_EPS, NORMALIZATIONS
 
 BORDERS = ('zero', 'mask', 'replicate')
 
 _IMPLEMENTATIONS = {'torch': '.strips.affiliation', 'triton': '..kernels.affiliation'}
+_BACKWARD = _IMPLEMENTATIONS | {'triton': '..kernels.affiliation_backward'}
 
 
 def point_affiliation(
@@ -101,7 +111,7 @@ def _(query, key, value, kernel_size, normalization, temperature, border, backen
 @operator(
     'point_affiliation_backward',
     '(Tensor grad, Tensor query, Tensor key, Tensor value, SymInt kernel_size, str normalization, '
-    'float temperature, str border, str backend="auto") -> (Tensor, Tensor, Tensor)',
+    'float temperature, str border, bool[] needs, str backend="auto") -> (Tensor, Tensor, Tensor)',
 )
 @without_autocast
 def _backward(
@@ -113,27 +123,33 @@ def _backward(
     normalization: str,
     temperature: float,
     border: str,
+    needs: Sequence[bool],
     backend: str = 'auto',
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    grads = empty_gradients((query, key, value), needs)
+    wanted = [x if need else None for x, need in zip(grads, needs, strict=True)]
     options = (kernel_size, normalization, temperature, border, NORMALIZATION_EPS)
-    run = implementation(_IMPLEMENTATIONS, backend, query, value, kernel_size)
-    run.backward(grad, query, key, value, *grads, *options)
+    run = implementation(_BACKWARD, backend, query, value, kernel_size)
+    run.backward(grad, query, key, value, *wanted, *options)
     return grads
 
 
 @_backward.register_fake
-def _(grad, query, key, value, kernel_size, normalization, temperature, border, backend='auto'):
-    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+def _(
+    grad, query, key, value, kernel_size, normalization, temperature, border, needs, backend='auto'
+):
+    return empty_gradients((query, key, value), needs)
 
 
 def _setup_context(ctx, inputs, output):
-    query, key, value, *ctx.options = inputs
+    query, key, value, *ctx.options, ctx.backend = inputs
     ctx.save_for_backward(query, key, value)
 
 
 def _autograd(ctx, grad):
-    return *_backward(grad, *ctx.saved_tensors, *ctx.options), *[None] * 5
+    needs = ctx.needs_input_grad[:3]
+    grads = _backward(grad, *ctx.saved_tensors, *ctx.options, needs, ctx.backend)
+    return *given_gradients(grads, needs), *[None] * 5
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

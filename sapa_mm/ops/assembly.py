@@ -1,10 +1,19 @@
 """Assembly, the second half of point affiliation, is a weighted sum over a window."""
 
-import torch
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from . import checks
-from .dispatch import autocast, implementation, operator, requested_backend, without_autocast
+from .dispatch import (
+    autocast,
+    empty_gradients,
+    given_gradients,
+    implementation,
+    operator,
+    requested_backend,
+    without_autocast,
+)
 from .layout import empty_map
 
 _IMPLEMENTATIONS = {'torch': '.strips.assembly', 'triton': '.launches.assembly'}
@@ -65,7 +74,7 @@ def _(weights, value, kernel_size, groups=1, backend='auto'):
 @operator(
     'assemble_backward',
     '(Tensor grad, Tensor weights, Tensor value, SymInt kernel_size, SymInt groups, '
-    'str backend="auto") -> (Tensor, Tensor)',
+    'bool[] needs, str backend="auto") -> (Tensor, Tensor)',
 )
 @without_autocast
 def _backward(
@@ -74,26 +83,30 @@ def _backward(
     value: Tensor,
     kernel_size: int,
     groups: int,
+    needs: Sequence[bool],
     backend: str = 'auto',
 ) -> tuple[Tensor, Tensor]:
-    grads = torch.empty_like(weights), torch.empty_like(value)
+    grads = empty_gradients((weights, value), needs)
+    wanted = [x if need else None for x, need in zip(grads, needs, strict=True)]
     run = implementation(_IMPLEMENTATIONS, backend, weights, value, kernel_size)
-    run.backward(grad, weights, value, *grads, kernel_size, groups)
+    run.backward(grad, weights, value, *wanted, kernel_size, groups)
     return grads
 
 
 @_backward.register_fake
-def _(grad, weights, value, kernel_size, groups=1, backend='auto'):
-    return torch.empty_like(weights), torch.empty_like(value)
+def _(grad, weights, value, kernel_size, groups, needs, backend='auto'):
+    return empty_gradients((weights, value), needs)
 
 
 def _setup_context(ctx, inputs, output):
-    weights, value, *ctx.options = inputs
+    weights, value, *ctx.options, ctx.backend = inputs
     ctx.save_for_backward(weights, value)
 
 
 def _autograd(ctx, grad):
-    return *_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None
+    needs = ctx.needs_input_grad[:2]
+    grads = _backward(grad, *ctx.saved_tensors, *ctx.options, needs, ctx.backend)
+    return *given_gradients(grads, needs), None, None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -7,12 +7,13 @@ the PyTorch code. `unavailable` has the rules and says which of them stands in t
 import contextlib
 import functools
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .checks import check_choice, check_kernel_size
 
@@ -57,9 +58,10 @@ def _device_unusable(device: torch.device) -> str | None:
             wanted, found = ('.'.join(map(str, x)) for x in (CUDA_MIN_CAPABILITY, capability))
             return f'it needs compute capability {wanted} or newer, the GPU has {found}'
         return None
+    from ..kernels.launch import is_stubbed
     from ..kernels.window import INTERPRETED
 
-    if device.type == 'cpu' and INTERPRETED.value:
+    if device.type == 'cpu' and (INTERPRETED.value or is_stubbed()):
         return None
     return (
         f'it needs tensors on a GPU, not on {device}, or the interpreter, which TRITON_INTERPRET=1 '
@@ -84,22 +86,31 @@ def unavailable(name: str, *tensors: Tensor, kernel_size: int = 1) -> str | None
     check_kernel_size(kernel_size)
     if name == 'torch':
         return None
-    if tensors:
-        device = tensors[0].device
-    else:
+    if not tensors:
         device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    reason = _triton_unusable() or _device_unusable(device)
-    if reason or not tensors:
-        return reason
+        return _triton_unusable() or _device_unusable(device)
     high, low = tensors[0], tensors[-1]
-    if low.dtype not in TRITON_DTYPES:
-        return (
-            f'it takes float16, bfloat16 and float32, not {str(low.dtype).removeprefix("torch.")}'
-        )
+    return _call_unusable(high.device, low.dtype, high.shape[2:], low.shape[2:], kernel_size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _call_unusable(
+    device: torch.device,
+    dtype: torch.dtype,
+    high: tuple[int, ...],
+    low: tuple[int, ...],
+    kernel_size: int,
+) -> str | None:
+    """Say why the kernels cannot take a call of these sizes, or None if they can."""
+    reason = _triton_unusable() or _device_unusable(device)
+    if reason:
+        return reason
+    if dtype not in TRITON_DTYPES:
+        return f'it takes float16, bfloat16 and float32, not {str(dtype).removeprefix("torch.")}'
     if kernel_size > TRITON_MAX_KERNEL_SIZE:
         return f'it takes a kernel_size of at most {TRITON_MAX_KERNEL_SIZE}, not {kernel_size}'
-    sides = list(zip(high.shape[2:], low.shape[2:], strict=True))
-    sizes = ' to '.join(f'{tuple(x.shape[2:])}' for x in (low, high))
+    sides = list(zip(high, low, strict=True))
+    sizes = ' to '.join(f'{tuple(size)}' for size in (low, high))
     if any(a > TRITON_MAX_RATIO * b for a, b in sides):
         return f'it takes ratios of at most {TRITON_MAX_RATIO}, not {sizes}'
     if any(a * (b + 1) > TRITON_MAX_PRODUCT for a, b in sides):
@@ -169,15 +180,95 @@ def implementation(
     return _import(modules[name])
 
 
-def operator(name: str, schema: str) -> Callable[[Callable], torch.library.CustomOpDef]:
-    """Return the decorator that makes a function the operator ``sapa_mm::name``.
+class Operator:
+    """An operator ``sapa_mm::name``, which is called without PyTorch's dispatcher where it can be.
+
+    The dispatcher and what `torch.library.custom_op` puts around it take a multiple of the time
+    that a small call takes. They are there for those who watch or change what is called: compilers
+    and exporters, modes, transforms, profilers, and tensors of other classes. All others get the
+    implementation itself, with a gradient of its own.
 
     Args:
         name: The operator's.
         schema: Its arguments and results. torch 2.4 cannot infer one with a string as a default,
             and without the default of ``backend`` exported programs that do not name it are void.
+        function: The implementation.
     """
-    return torch.library.custom_op(f'sapa_mm::{name}', mutates_args=(), schema=schema)
+
+    def __init__(self, name: str, schema: str, function: Callable):
+        self.function = function
+        self.library_op = torch.library.custom_op(
+            f'sapa_mm::{name}', function, mutates_args=(), schema=schema
+        )
+        self.register_fake = self.library_op.register_fake
+        self._opoverload = self.library_op._opoverload
+        self._autograd: type[torch.autograd.Function] | None = None
+
+    def register_autograd(self, backward: Callable, *, setup_context: Callable) -> None:
+        """Register a gradient as `torch.library.CustomOpDef.register_autograd` does."""
+        self.library_op.register_autograd(backward, setup_context=setup_context)
+        function = self.function
+
+        class Differentiable(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *inputs: object) -> object:
+                output = function(*inputs)
+                setup_context(ctx, inputs, output)
+                return output
+
+            @staticmethod
+            @once_differentiable
+            def backward(ctx: Any, *grads: Tensor) -> object:
+                return backward(ctx, *grads)
+
+        Differentiable.__name__ = self.library_op._name
+        self._autograd = Differentiable
+
+    def __call__(self, *inputs: object) -> Any:
+        """Compute the operator; all of its arguments are given by place."""
+        if not _is_plain_call(inputs):
+            return self.library_op(*inputs)
+        if self._autograd is not None and torch.is_grad_enabled():
+            for x in inputs:
+                if isinstance(x, Tensor) and x.requires_grad:
+                    return self._autograd.apply(*inputs)
+        return self.function(*inputs)
+
+
+def empty_gradients(inputs: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple[Tensor, ...]:
+    """Return an empty tensor like each input, or one of shape (0,) where no gradient is wanted."""
+    first = inputs[0]
+    assert first is not None
+    return tuple(
+        torch.empty_like(x) if need and x is not None else first.new_empty(0)
+        for x, need in zip(inputs, needs, strict=True)
+    )
+
+
+def given_gradients(grads: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """Return the gradients that `empty_gradients` made room for, and None for the others."""
+    return tuple(x if need else None for x, need in zip(grads, needs, strict=True))
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _is_plain_call(inputs: tuple[object, ...]) -> bool:
+    """Return whether nobody is there who has to know of a call, and all tensors are ordinary."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd._profiler_enabled()
+    ):
+        return False
+    return all(not isinstance(x, Tensor) or (type(x) in _PLAIN and not x.is_meta) for x in inputs)
+
+
+def operator(name: str, schema: str) -> Callable[[Callable], Operator]:
+    """Return the decorator that makes a function the `Operator` ``sapa_mm::name``."""
+    return functools.partial(Operator, name, schema)
 
 
 def without_autocast(function: Callable) -> Callable:
@@ -189,6 +280,8 @@ def without_autocast(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def wrapper(first: Tensor, *args: object) -> object:
+        if not autocast_is_on(first):
+            return function(first, *args)
         with torch.autocast(first.device.type, enabled=False):
             return function(first, *args)
 

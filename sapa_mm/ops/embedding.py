@@ -6,10 +6,19 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .dispatch import autocast, implementation, operator, requested_backend, without_autocast
+from .dispatch import (
+    autocast,
+    empty_gradients,
+    given_gradients,
+    implementation,
+    operator,
+    requested_backend,
+    without_autocast,
+)
 from .layout import accumulation_dtype, embedding_format
 
-_IMPLEMENTATIONS = {'torch': '.strips.embedding', 'triton': '.launches.embedding'}
+_IMPLEMENTATIONS = {'torch': '.strips.embedding', 'triton': '..kernels.embedding'}
+_BACKWARD = _IMPLEMENTATIONS | {'triton': '..kernels.embedding_backward'}
 
 # These inputs have a gradient, in the order in which the backward gives them.
 _DIFFERENTIABLE = ('x', 'weight', 'bias', 'norm_weight', 'norm_bias', 'gate', 'addend')
@@ -90,16 +99,6 @@ def _empty_results(x: Tensor, weight: Tensor | None, normalize: bool) -> tuple[T
     return out, torch.empty(shape, dtype=accumulation_dtype(x.dtype), device=x.device)
 
 
-def _empty_gradients(inputs: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple[Tensor, ...]:
-    """Return an empty tensor like each of `_DIFFERENTIABLE`, or (0,) where none is wanted."""
-    x = inputs[0]
-    assert x is not None
-    return tuple(
-        torch.empty_like(tensor) if need and tensor is not None else x.new_empty(0)
-        for tensor, need in zip(inputs, needs, strict=True)
-    )
-
-
 @operator(
     'embed',
     '(Tensor x, Tensor? weight, Tensor? bias, bool normalize, Tensor? norm_weight, '
@@ -134,7 +133,7 @@ def _(x, weight, bias, normalize, norm_weight, norm_bias, eps, gate, addend, bac
 @operator(
     'embed_backward',
     '(Tensor grad, Tensor x, Tensor statistics, Tensor? weight, Tensor? bias, bool normalize, '
-    'Tensor? norm_weight, Tensor? norm_bias, float eps, Tensor? gate, Tensor? addend, '
+    'Tensor? norm_weight, Tensor? norm_bias, float eps, Tensor? gate, Tensor? addend, Tensor? out, '
     'bool[] needs, str backend="auto") '
     '-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
 )
@@ -151,18 +150,19 @@ def _backward(
     eps: float,
     gate: Tensor | None,
     addend: Tensor | None,
+    out: Tensor | None,
     needs: Sequence[bool],
     backend: str = 'auto',
 ) -> tuple[Tensor, ...]:
     inputs = (weight, bias, norm_weight, norm_bias, gate, addend)
-    grads = _empty_gradients((x, *inputs), needs)
+    grads = empty_gradients((x, *inputs), needs)
     wanted = {
         name: tensor
         for name, tensor, need in zip(_DIFFERENTIABLE, grads, needs, strict=True)
         if need
     }
-    run = implementation(_IMPLEMENTATIONS, backend, x, x, 1)
-    run.backward(grad, x, statistics if normalize else None, *inputs, wanted)
+    run = implementation(_BACKWARD, backend, x, x, 1)
+    run.backward(grad, x, statistics if normalize else None, *inputs, out, wanted)
     return grads
 
 
@@ -179,22 +179,25 @@ def _(
     eps,
     gate,
     addend,
+    out,
     needs,
     backend='auto',
 ):
-    return _empty_gradients((x, weight, bias, norm_weight, norm_bias, gate, addend), needs)
+    return empty_gradients((x, weight, bias, norm_weight, norm_bias, gate, addend), needs)
 
 
 def _setup_context(ctx, inputs, output):
     x, weight, bias, normalize, norm_weight, norm_bias, eps, gate, addend, backend = inputs
-    _, statistics = output
+    out, statistics = output
     ctx.mark_non_differentiable(statistics)
-    ctx.save_for_backward(x, statistics, weight, bias, norm_weight, norm_bias, gate, addend)
+    # The gradient of the gate is made from the result.
+    out = None if gate is None else out
+    ctx.save_for_backward(x, statistics, weight, bias, norm_weight, norm_bias, gate, addend, out)
     ctx.options = normalize, eps, backend
 
 
 def _autograd(ctx, grad, _):
-    x, statistics, weight, bias, norm_weight, norm_bias, gate, addend = ctx.saved_tensors
+    x, statistics, weight, bias, norm_weight, norm_bias, gate, addend, out = ctx.saved_tensors
     normalize, eps, backend = ctx.options
     # Arguments that are their defaults, such as the last one, may be missing.
     needs_x, needs_weight, needs_bias, _, *needs_norm, _, needs_gate, needs_addend = (
@@ -213,12 +216,11 @@ def _autograd(ctx, grad, _):
         eps,
         gate,
         addend,
+        out,
         needs,
         backend,
     )
-    x, weight, bias, norm_weight, norm_bias, gate, addend = (
-        tensor if need else None for tensor, need in zip(grads, needs, strict=True)
-    )
+    x, weight, bias, norm_weight, norm_bias, gate, addend = given_gradients(grads, needs)
     return x, weight, bias, None, norm_weight, norm_bias, None, gate, addend, None
 
 

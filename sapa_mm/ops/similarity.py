@@ -1,10 +1,20 @@
 """Local similarity is the first half of point affiliation."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from . import checks
-from .dispatch import autocast, implementation, operator, requested_backend, without_autocast
+from .dispatch import (
+    autocast,
+    empty_gradients,
+    given_gradients,
+    implementation,
+    operator,
+    requested_backend,
+    without_autocast,
+)
 from .layout import empty_map
 
 _IMPLEMENTATIONS = {'torch': '.strips.similarity', 'triton': '.launches.similarity'}
@@ -67,7 +77,7 @@ def _(query, key, kernel_size, temperature, backend='auto'):
 @operator(
     'local_similarity_backward',
     '(Tensor grad, Tensor query, Tensor key, SymInt kernel_size, float temperature, '
-    'str backend="auto") -> (Tensor, Tensor)',
+    'bool[] needs, str backend="auto") -> (Tensor, Tensor)',
 )
 @without_autocast
 def _backward(
@@ -76,26 +86,30 @@ def _backward(
     key: Tensor,
     kernel_size: int,
     temperature: float,
+    needs: Sequence[bool],
     backend: str = 'auto',
 ) -> tuple[Tensor, Tensor]:
-    grads = torch.empty_like(query), torch.empty_like(key)
+    grads = empty_gradients((query, key), needs)
+    wanted = [x if need else None for x, need in zip(grads, needs, strict=True)]
     run = implementation(_IMPLEMENTATIONS, backend, query, key, kernel_size)
-    run.backward(grad, query, key, *grads, kernel_size, temperature)
+    run.backward(grad, query, key, *wanted, kernel_size, temperature)
     return grads
 
 
 @_backward.register_fake
-def _(grad, query, key, kernel_size, temperature, backend='auto'):
-    return torch.empty_like(query), torch.empty_like(key)
+def _(grad, query, key, kernel_size, temperature, needs, backend='auto'):
+    return empty_gradients((query, key), needs)
 
 
 def _setup_context(ctx, inputs, output):
-    query, key, *ctx.options = inputs
+    query, key, *ctx.options, ctx.backend = inputs
     ctx.save_for_backward(query, key)
 
 
 def _autograd(ctx, grad):
-    return *_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None
+    needs = ctx.needs_input_grad[:2]
+    grads = _backward(grad, *ctx.saved_tensors, *ctx.options, needs, ctx.backend)
+    return *given_gradients(grads, needs), None, None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

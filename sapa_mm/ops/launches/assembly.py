@@ -17,11 +17,13 @@ def backward(
     grad: Tensor,
     weights: Tensor,
     value: Tensor,
-    grad_weights: Tensor,
-    grad_value: Tensor,
+    grad_weights: Tensor | None,
+    grad_value: Tensor | None,
     kernel_size: int,
     groups: int,
 ) -> None:
-    """Write the gradients of weights and value."""
-    similarity.forward(grad, value, grad_weights, kernel_size, groups)
-    assembly.backward(weights, grad, grad_value, kernel_size, groups)
+    """Write the gradients that are asked for."""
+    if grad_weights is not None:
+        similarity.forward(grad, value, grad_weights, kernel_size, groups)
+    if grad_value is not None:
+        assembly.backward(weights, grad, grad_value, kernel_size, groups)

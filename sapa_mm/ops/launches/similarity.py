@@ -17,12 +17,14 @@ def backward(
     grad: Tensor,
     query: Tensor,
     key: Tensor,
-    grad_query: Tensor,
-    grad_key: Tensor,
+    grad_query: Tensor | None,
+    grad_key: Tensor | None,
     kernel_size: int,
     temperature: float,
 ) -> None:
-    """Write the gradients of query and key."""
+    """Write the gradients that are asked for."""
     factor = 1 / temperature
-    assembly.forward(grad, key, grad_query, kernel_size, factor=factor)
-    assembly.backward(grad, query, grad_key, kernel_size, factor=factor)
+    if grad_query is not None:
+        assembly.forward(grad, key, grad_query, kernel_size, factor=factor)
+    if grad_key is not None:
+        assembly.backward(grad, query, grad_key, kernel_size, factor=factor)

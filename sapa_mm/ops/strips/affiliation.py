@@ -47,23 +47,23 @@ def backward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    grad_query: Tensor,
-    grad_key: Tensor,
-    grad_value: Tensor,
+    grad_query: Tensor | None,
+    grad_key: Tensor | None,
+    grad_value: Tensor | None,
     kernel_size: int,
     normalization: str,
     temperature: float,
     border: str,
     eps: float,
 ) -> None:
-    """Write the gradients of query, key and value.
+    """Write the gradients that are asked for.
 
     Args:
         grad: Gradient of the result (N, C, Hg, Wg), any strides.
         query: As `forward` had it.
         key: Likewise.
         value: Likewise.
-        grad_query: Written to, like ``query``.
+        grad_query: Written to, like ``query``; or None, like the next two.
         grad_key: Likewise.
         grad_value: Likewise.
         kernel_size: As `forward` had it.
@@ -78,16 +78,20 @@ def backward(
             q, q_padded = load_pixels_padded(strip, 'query', query)
             g, g_padded = load_pixels_padded(strip, 'grad', grad)
             k = load_window(strip, 'key', key)
-            v = load_window(strip, 'value', value)
             valid = strip.valid()
             # The weights are computed again: that costs less than to keep and read them.
             scores = correlate(strip, q, k).div_(temperature)
             weights = normalize(scores, normalization, valid, eps)
-            scatter(strip, weights, g_padded, value_sums)
-            grad_weights = correlate(strip, g, v)
+            if value_sums is not None:
+                scatter(strip, weights, g_padded, value_sums)
+            if grad_query is None and key_sums is None:
+                continue
+            grad_weights = correlate(strip, g, load_window(strip, 'value', value))
             grad_scores = normalize_backward(
                 grad_weights, scores, weights, normalization, valid, eps
             )
             grad_scores = grad_scores.div_(temperature)
-            gather(strip, grad_scores, k, grad_query)
-            scatter(strip, grad_scores, q_padded, key_sums)
+            if grad_query is not None:
+                gather(strip, grad_scores, k, grad_query)
+            if key_sums is not None:
+                scatter(strip, grad_scores, q_padded, key_sums)

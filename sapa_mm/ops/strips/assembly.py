@@ -53,32 +53,36 @@ def backward(
     grad: Tensor,
     weights: Tensor,
     value: Tensor,
-    grad_weights: Tensor,
-    grad_value: Tensor,
+    grad_weights: Tensor | None,
+    grad_value: Tensor | None,
     kernel_size: int,
     groups: int,
 ) -> None:
-    """Write the gradients of weights and value.
+    """Write the gradients that are asked for.
 
     Args:
         grad: Gradient of the result (N, G * C, Hg, Wg), any strides.
         weights: As `forward` had it.
         value: Likewise.
-        grad_weights: Written to, like ``weights``.
+        grad_weights: Written to, like ``weights``; or None, like the next.
         grad_value: Likewise.
         kernel_size: As `forward` had it.
         groups: Likewise.
     """
     grad, weights, value = (_split(x, groups) for x in (grad, weights, value))
     geometry = Geometry(weights, value, kernel_size)
-    weights_target = _split_target(grad_weights, groups)
-    value_target = _split_target(grad_value, groups)
+    weights_target = None if grad_weights is None else _split_target(grad_weights, groups)
+    value_target = None if grad_value is None else _split_target(grad_value, groups)
     with summed(value_target) as value_sums:
         for strip in geometry.strips(value.shape[1]):
             g, g_padded = load_pixels_padded(strip, 'grad', grad)
-            scores = correlate(strip, g, load_window(strip, 'value', value))
-            store_weights(strip, scores, weights_target)
-            w = load_weights(strip, 'weights', weights)
-            scatter(strip, w, g_padded, value_sums)
-    _join(weights_target, grad_weights)
-    _join(value_target, grad_value)
+            if weights_target is not None:
+                scores = correlate(strip, g, load_window(strip, 'value', value))
+                store_weights(strip, scores, weights_target)
+            if value_sums is not None:
+                w = load_weights(strip, 'weights', weights)
+                scatter(strip, w, g_padded, value_sums)
+    if grad_weights is not None:
+        _join(weights_target, grad_weights)
+    if grad_value is not None:
+        _join(value_target, grad_value)

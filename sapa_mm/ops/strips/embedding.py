@@ -319,6 +319,7 @@ def backward(
     norm_bias: Tensor | None,
     gate: Tensor | None,
     addend: Tensor | None,
+    out: Tensor | None,
     grads: dict[str, Tensor],
 ) -> None:
     """Write the gradients that are asked for.
@@ -339,6 +340,7 @@ def backward(
         norm_bias: Likewise.
         gate: Likewise.
         addend: Likewise.
+        out: What `forward` wrote, for the gate; not needed here.
         grads: Written to: by the name of an argument its gradient, like the argument.
     """
     affine = _Affine(x, statistics is not None, weight, bias, norm_weight, norm_bias)

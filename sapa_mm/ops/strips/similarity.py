@@ -35,18 +35,18 @@ def backward(
     grad: Tensor,
     query: Tensor,
     key: Tensor,
-    grad_query: Tensor,
-    grad_key: Tensor,
+    grad_query: Tensor | None,
+    grad_key: Tensor | None,
     kernel_size: int,
     temperature: float,
 ) -> None:
-    """Write the gradients of query and key.
+    """Write the gradients that are asked for.
 
     Args:
         grad: Gradient of the result (N, K * K, Hg, Wg), any strides.
         query: As `forward` had it.
         key: Likewise.
-        grad_query: Written to, like ``query``.
+        grad_query: Written to, like ``query``; or None, like the next.
         grad_key: Likewise.
         kernel_size: As `forward` had it.
         temperature: Likewise.
@@ -55,6 +55,8 @@ def backward(
     with summed(grad_key) as key_sums:
         for strip in geometry.strips(query.shape[1]):
             grad_scores = load_weights(strip, 'grad', grad) / temperature
-            gather(strip, grad_scores, load_window(strip, 'key', key), grad_query)
-            _, q_padded = load_pixels_padded(strip, 'query', query)
-            scatter(strip, grad_scores, q_padded, key_sums)
+            if grad_query is not None:
+                gather(strip, grad_scores, load_window(strip, 'key', key), grad_query)
+            if key_sums is not None:
+                _, q_padded = load_pixels_padded(strip, 'query', query)
+                scatter(strip, grad_scores, q_padded, key_sums)

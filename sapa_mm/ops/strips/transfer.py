@@ -128,8 +128,14 @@ def add_window(strip: Strip, window: Tensor, target: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def summed(target: Tensor) -> Iterator[Tensor]:
-    """Lend zeros to add to, of the accumulation dtype; ``target`` receives them after the block."""
+def summed(target: Tensor | None) -> Iterator[Tensor | None]:
+    """Lend zeros to add to, of the accumulation dtype; ``target`` receives them after the block.
+
+    Without a target there is nothing to lend.
+    """
+    if target is None:
+        yield None
+        return
     dtype = accumulation_dtype(target.dtype)
     sums = target.zero_() if target.dtype == dtype else torch.zeros_like(target, dtype=dtype)
     yield sums
