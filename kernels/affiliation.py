@@ -94,9 +94,9 @@ def affiliation_fwd_kernel(
     """out[l'] = sum_p w[l', p] value[l + p], w = normalize(<query[l'], key[l + p]> / T).
 
     query (N, D, Hg, Wg), key (N, D, H, W), value (N, C, H, W) and out (N, C, Hg, Wg) are `Strided`,
-    ``tile`` is the `Tile`; D is ``embed``, C ``channels``. With AHEAD the first channels of the value
-    are asked for before the scores are computed. One program owns ``share`` channels of a tile of
-    cells of one image. The grid is (N * tiles_y * tiles_x * splits,).
+    ``tile`` is the `Tile`; D is ``embed``, C ``channels``. With AHEAD the first channels of the
+    value are asked for before the scores are computed. One program owns ``share`` channels of a
+    tile of cells of one image. The grid is (N * tiles_y * tiles_x * splits,).
     """
     image, tile_y, tile_x, split = locate(splits, tiles_y, tiles_x)
     image = image.to(tl.int64)

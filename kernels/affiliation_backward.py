@@ -68,7 +68,7 @@ def affiliation_bwd_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Write the gradient of the query, each tile's part of the key's, and the scales of the weights.
+    """Write the query's gradient, each tile's part of the key's, and the scales of the weights.
 
     grad (N, C, Hg, Wg), query and grad_query (N, D, Hg, Wg), key (N, D, H, W) and value
     (N, C, H, W) are `Strided`, ``tile`` is the `Tile`. parts (N, tiles_y, tiles_x, keys, D) and

@@ -66,7 +66,7 @@ PART_PIXELS = 512
 
 @triton.jit
 def flat_parents(index, high_y, high_x, cells_y, cells_x):
-    """Find the parents of pixels, all numbered row by row; the first of those that are not there."""
+    """Find the parents of pixels, all numbered row by row; of those that are not there any cell."""
     row = tl.minimum(index // high_x, high_y - 1)
     return (row * cells_y // high_y) * cells_x + index % high_x * cells_x // high_x
 
@@ -124,7 +124,7 @@ def all_moments(rows, channels, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def load_affine(norm_weight_ptr, norm_bias_ptr, start, channels, BLOCK_C: tl.constexpr):
-    """Read the affine part of the LayerNorm of channels from ``start``, 1 and 0 where there is none."""
+    """Read a LayerNorm's weight and bias from channel ``start`` on, 1 and 0 if there are none."""
     gamma = tl.full((BLOCK_C,), 1.0, tl.float32)
     beta = tl.zeros((BLOCK_C,), tl.float32)
     if norm_weight_ptr is not None:

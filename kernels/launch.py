@@ -119,7 +119,7 @@ def device_of(x: Tensor) -> Device:
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    """What the products of a dtype are computed in: 'ieee' or 'tf32', which is for float32 alone."""
+    """What products of a dtype are computed in: 'ieee', or 'tf32', which is for float32 alone."""
     return float32_precision() if dtype == torch.float32 else 'ieee'
 
 

@@ -125,7 +125,7 @@ def _backward(
     border: str,
     needs: Sequence[bool],
     backend: str = 'auto',
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     grads = empty_gradients((query, key, value), needs)
     wanted = [x if need else None for x, need in zip(grads, needs, strict=True)]
     options = (kernel_size, normalization, temperature, border, NORMALIZATION_EPS)
@@ -147,7 +147,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _autograd(ctx, grad):
-    needs = ctx.needs_input_grad[:3]
+    needs = list(ctx.needs_input_grad[:3])
     grads = _backward(grad, *ctx.saved_tensors, *ctx.options, needs, ctx.backend)
     return *given_gradients(grads, needs), *[None] * 5
 

@@ -85,7 +85,7 @@ def _backward(
     groups: int,
     needs: Sequence[bool],
     backend: str = 'auto',
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     grads = empty_gradients((weights, value), needs)
     wanted = [x if need else None for x, need in zip(grads, needs, strict=True)]
     run = implementation(_IMPLEMENTATIONS, backend, weights, value, kernel_size)
@@ -104,7 +104,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _autograd(ctx, grad):
-    needs = ctx.needs_input_grad[:2]
+    needs = list(ctx.needs_input_grad[:2])
     grads = _backward(grad, *ctx.saved_tensors, *ctx.options, needs, ctx.backend)
     return *given_gradients(grads, needs), None, None, None
 

@@ -206,14 +206,20 @@ class Operator:
 
     def register_autograd(self, backward: Callable, *, setup_context: Callable) -> None:
         """Register a gradient as `torch.library.CustomOpDef.register_autograd` does."""
-        self.library_op.register_autograd(backward, setup_context=setup_context)
         function = self.function
+        defaults = [argument.default_value for argument in self._opoverload._schema.arguments]
+
+        def setup(ctx: Any, inputs: tuple, output: object) -> None:
+            # Arguments at the end that are their defaults may be missing.
+            setup_context(ctx, (*inputs, *defaults[len(inputs) :]), output)
+
+        self.library_op.register_autograd(backward, setup_context=setup)
 
         class Differentiable(torch.autograd.Function):
             @staticmethod
             def forward(ctx: Any, *inputs: object) -> object:
                 output = function(*inputs)
-                setup_context(ctx, inputs, output)
+                setup(ctx, inputs, output)
                 return output
 
             @staticmethod

@@ -161,19 +161,20 @@ def embeddings(case: Case, value: torch.Tensor, guide: torch.Tensor, query: torc
     )
     statistics = torch.empty((2, len(guide), *guide.shape[2:]), device='meta')
     gate, addend = value.new_empty(2, 1, *case.size), value.new_empty(2, d, *case.size)
-    parameters = dict(weight=weight, bias=bias, norm_weight=gamma, norm_bias=beta)
-    inputs = (*parameters.values(), gate, addend)
-    embedding.forward(guide, *inputs, query, statistics, EPS)
-    grads = dict(x=guide, **parameters, gate=gate, addend=addend)
-    embedding_backward.backward(query, guide, statistics, *inputs, query, grads)
-    inputs = (*parameters.values(), None, None)
-    embedding.forward(guide, *inputs, query, statistics, EPS)
-    grads = dict(x=guide, **parameters)
-    embedding_backward.backward(query, guide, statistics, *inputs, query, grads)
-    inputs = (None, None, gamma, beta, None, None)
-    embedding.forward(guide, *inputs, guide, statistics, EPS)
-    grads = dict(x=guide, norm_weight=gamma, norm_bias=beta)
-    embedding_backward.backward(guide, guide, statistics, *inputs, None, grads)
+    parameters: dict[str, torch.Tensor | None] = dict(
+        weight=weight, bias=bias, norm_weight=gamma, norm_bias=beta
+    )
+    low: dict[str, torch.Tensor | None] = dict(gate=gate, addend=addend)
+    no_low = dict.fromkeys(low)
+    norm_alone = parameters | dict(weight=None, bias=None)
+    for inputs, out in (
+        (parameters | low, query),
+        (parameters | no_low, query),
+        (norm_alone | no_low, guide),
+    ):
+        embedding.forward(guide, *inputs.values(), out, statistics, EPS)
+        grads = dict(x=guide) | {name: x for name, x in inputs.items() if x is not None}
+        embedding_backward.backward(out, guide, statistics, *inputs.values(), out, grads)
 
 
 def source(item: launch.Launch, backend: str) -> ASTSource:
@@ -246,7 +247,7 @@ def inspect(compiled: triton.compiler.CompiledKernel, backend: str) -> tuple[int
 
 
 def multiplies(item: launch.Launch) -> bool:
-    """Return whether a kernel has matrix products: not if it adds up, copies, or projects nothing."""
+    """Return whether a kernel has products: not if it adds up, copies, or projects nothing."""
     if item.kernel in (
         affiliation_backward.affiliation_key_bwd_kernel,
         embedding_backward.embedding_cells_kernel,

@@ -130,7 +130,7 @@ def test_opcheck_of_groups_backward(layout, device):
         make_tensor(2, channels, *size, layout=layout, device=device)
         for channels, size in ((4, (6, 8)), (18, (6, 8)), (4, (3, 4)))
     )
-    arguments = (grad, weights, value, 3, 2)
+    arguments = (grad, weights, value, 3, 2, [True, True])
     torch.library.opcheck(
         torch.ops.sapa_mm.assemble_backward.default,
         arguments,

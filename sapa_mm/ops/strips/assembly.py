@@ -82,7 +82,7 @@ def backward(
             if value_sums is not None:
                 w = load_weights(strip, 'weights', weights)
                 scatter(strip, w, g_padded, value_sums)
-    if grad_weights is not None:
+    if grad_weights is not None and weights_target is not None:
         _join(weights_target, grad_weights)
-    if grad_value is not None:
+    if grad_value is not None and value_target is not None:
         _join(value_target, grad_value)
