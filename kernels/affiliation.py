@@ -19,13 +19,10 @@ from .window import (
     Sizes,
     advance,
     correlate,
-    dot,
     fit,
     gather,
-    load_rows,
     locate,
     rows_of,
-    store_rows,
     tile_windows,
 )
 
@@ -86,7 +83,6 @@ def affiliation_fwd_kernel(
     BORDER: tl.constexpr,
     SCALED: tl.constexpr,
     PRECISION: tl.constexpr,
-    AHEAD: tl.constexpr,
     ONE_D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -94,8 +90,7 @@ def affiliation_fwd_kernel(
     """out[l'] = sum_p w[l', p] value[l + p], w = normalize(<query[l'], key[l + p]> / T).
 
     query (N, D, Hg, Wg), key (N, D, H, W), value (N, C, H, W) and out (N, C, Hg, Wg) are `Strided`,
-    ``tile`` is the `Tile`; D is ``embed``, C ``channels``. With AHEAD the first channels of the
-    value are asked for before the scores are computed. One program owns ``share`` channels of a
+    ``tile`` is the `Tile`; D is ``embed``, C ``channels``. One program owns ``share`` channels of a
     tile of cells of one image. The grid is (N * tiles_y * tiles_x * splits,).
     """
     image, tile_y, tile_x, split = locate(splits, tiles_y, tiles_x)
@@ -109,19 +104,12 @@ def affiliation_fwd_kernel(
     value_rows, out_rows = rows_of(value, cells), rows_of(out, pixels)
     start = split * share
     stop = tl.minimum(start + share, channels)
-    if AHEAD:
-        block = load_rows(value_rows, start, channels, BLOCK_C)
     key_rows = rows_of(key, cells)
     products = correlate(rows_of(query, pixels), key_rows, embed, BLOCK_D, PRECISION, ONE_D)
     _, _, weights, _ = affiliate(
         products, windows.inside, key_rows, inverse_temperature, eps, NORMALIZATION, BORDER
     )
     weights, scale = fit(weights, value.ptr.dtype.element_ty, SCALED)
-    if AHEAD:
-        sums = tl.zeros((tile.queries, BLOCK_C), tl.float32)
-        sums = dot(weights, block, sums, PRECISION) * scale[:, None]
-        store_rows(out_rows, start, channels, sums, BLOCK_C)
-        start += BLOCK_C
     gather(weights, scale, value_rows, out_rows, start, stop, channels, BLOCK_C, PRECISION)
 
 

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
-from .flat import flat, flat_rows
+from .flat import flat, flat_rows, is_wide
 from .launch import Device, Launch, Plan, run
 from .window import dot, load_rows, store_rows
 
@@ -39,20 +39,48 @@ class Entry(NamedTuple):
     programs: int
 
 
-ENTRIES = (
-    Entry(64, 0, 4, 2, 3),
-    Entry(64, 0, 4, 1, 4),
-    Entry(64, 0, 4, 2, 2),
-    Entry(64, 0, 4, 2, 4),
-    Entry(64, 0, 4, 3, 2),
-    Entry(64, 0, 8, 2, 2),
-    Entry(32, 0, 4, 2, 4),
-    Entry(32, 0, 4, 3, 4),
-    Entry(16, 0, 4, 2, 8),  # more programs for small maps
-    Entry(64, 64, 4, 2, 6),
-    Entry(32, 0, 8, 2, 3),
-    Entry(128, 32, 4, 2, 4),
-    Entry(32, 64, 4, 2, 8),
+class Entries(NamedTuple):
+    """The choices of a kernel, of which the first is the default.
+
+    Attributes:
+        rows: For maps with channels innermost.
+        planes: For others.
+    """
+
+    rows: tuple[Entry, ...]
+    planes: tuple[Entry, ...]
+
+
+FORWARD = Entries(
+    rows=(
+        Entry(64, 0, 4, 3, 2),
+        Entry(64, 0, 4, 2, 3),  # a program more for a block less that is under way
+        Entry(64, 0, 8, 2, 2),  # fewer registers a thread
+        Entry(16, 0, 4, 2, 8),  # more programs for small maps
+    ),
+    planes=(
+        Entry(64, 0, 8, 2, 2),  # 64 pixels of a plane are 128 bytes
+        Entry(64, 0, 4, 2, 3),
+        Entry(32, 0, 4, 2, 4),
+    ),
+)
+#: Of the map's gradient.
+MAP = Entries(
+    rows=(
+        Entry(16, 0, 4, 2, 8),  # two maps lie in registers
+        Entry(64, 0, 4, 3, 2),
+        Entry(32, 0, 4, 3, 4),
+    ),
+    planes=(
+        Entry(64, 0, 8, 2, 2),
+        Entry(64, 0, 4, 2, 3),
+        Entry(32, 0, 4, 3, 4),
+    ),
+)
+#: Of the sums for the parameters.
+SUMS = Entries(
+    rows=(Entry(64, 0, 4, 2, 1), Entry(64, 0, 4, 3, 1), Entry(32, 0, 4, 3, 1)),
+    planes=(Entry(64, 0, 4, 2, 1), Entry(64, 0, 4, 3, 1)),
 )
 #: All channels of a program's pixels are held at once up to this size, and else so many at a time.
 MAX_TILE_BYTES = 2**15
@@ -165,6 +193,7 @@ def embedding_fwd_kernel(
     ONE_BLOCK: tl.constexpr,
     ONE_D: tl.constexpr,
     PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -192,7 +221,10 @@ def embedding_fwd_kernel(
         image = (number // tiles).to(tl.int64)
         index = number % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
         inside = index < high_y * high_x
-        rows, out_rows = flat_rows(x, image, index, inside), flat_rows(out, image, index, inside)
+        rows, out_rows = (
+            flat_rows(x, image, index, inside, WIDE),
+            flat_rows(out, image, index, inside, WIDE),
+        )
         mean = tl.zeros((BLOCK_P,), tl.float32)
         reciprocal = tl.full((BLOCK_P,), 1.0, tl.float32)
         if ONE_BLOCK:
@@ -346,6 +378,7 @@ def contiguous(x: Tensor | None) -> Tensor | None:
 class _Request(NamedTuple):
     """All that the blocks of a kernel over pixels depend on."""
 
+    entries: Entries
     images: int
     pixels: int  # of an image
     channels: int
@@ -377,7 +410,8 @@ def plan(
         magnitude=(request.images * request.pixels).bit_length() // 2,
     )
     launches: dict[tuple, Launch] = {}
-    for entry in ENTRIES:
+    entries = request.entries.rows if request.channels_last else request.entries.planes
+    for entry in entries:
         whole = tuning.power_of_2(request.channels)
         block_c = min(whole, entry.channels or whole)
         if block_c * entry.pixels * itemsize > MAX_TILE_BYTES:
@@ -389,6 +423,10 @@ def plan(
             BLOCK_D=min(64, tuning.power_of_2(request.embed)),
         )
         blocks['ONE_D'] = blocks['BLOCK_D'] >= request.embed
+        # Blocks of pixels that are under way, and the weight.
+        rows = max(entry.num_stages - 1, 1) * entry.pixels + blocks['BLOCK_D']
+        if rows * block_c * itemsize > device.shared_bytes and entry is not entries[-1]:
+            continue
         tiles = -(-request.pixels // entry.pixels)
         programs = min(request.images * tiles, entry.programs * device.processors)
         arguments: dict[str, object] = dict(tiles=tiles)
@@ -413,14 +451,15 @@ def parts_of(request: _Request, device: Device) -> int:
     return max(1, min(PARTS_PER_PROCESSOR * device.processors, least))
 
 
-def request_of(x: Tensor, embed: int, projected: bool) -> _Request:
+def request_of(entries: Entries, x: Tensor, embed: int, projected: bool) -> _Request:
     """Return the request of a call, from its map."""
     n, c, height, width = x.shape
-    return _Request(n, height * width, c, embed, x.stride(1) == 1, projected)
+    return _Request(entries, n, height * width, c, embed, x.stride(1) == 1, projected)
 
 
 def start(
     kernel: triton.JITFunction,
+    entries: Entries,
     x: Tensor,
     embed: int,
     low: Tensor | None,
@@ -428,19 +467,18 @@ def start(
     tensors: dict[str, Tensor | None],
     pointers: dict[str, Tensor | None],
     scalars: dict[str, object] | None = None,
-    constants: dict[str, object],
 ) -> None:
     """Launch a kernel over all pixels of a map.
 
     Args:
         kernel: The kernel.
+        entries: The blocks that it may have.
         x: The map (N, C, H, W).
         embed: D.
         low: Gate or addend (N, *, h, w), if there is one.
         tensors: As `launch.run` has them.
         pointers: Likewise.
         scalars: Likewise.
-        constants: Likewise.
     """
     n, c, height, width = x.shape
     cells_y, cells_x = (height, width) if low is None else low.shape[2:]
@@ -450,12 +488,12 @@ def start(
     run(
         kernel,
         plan,
-        request_of(x, embed, pointers.get('weight_ptr') is not None),
+        request_of(entries, x, embed, pointers.get('weight_ptr') is not None),
         x,
         tensors,
         pointers,
         {name: size for name, size in sizes.items() if name in names},
-        constants,
+        dict(WIDE=is_wide(*tensors.values())),
     )
 
 
@@ -488,6 +526,7 @@ def forward(
     """
     start(
         embedding_fwd_kernel,
+        FORWARD,
         x,
         out.shape[1],
         addend,
@@ -500,5 +539,4 @@ def forward(
             statistics_ptr=statistics,
         ),
         scalars=dict(eps=eps),
-        constants={},
     )

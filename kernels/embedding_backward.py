@@ -12,6 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .embedding import (
+    MAP,
+    SUMS,
     UNSPECIALIZED,
     centred,
     contiguous,
@@ -93,6 +95,7 @@ def embedding_bwd_kernel(
     ONE_BLOCK: tl.constexpr,
     ONE_D: tl.constexpr,
     PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -119,8 +122,11 @@ def embedding_bwd_kernel(
         image = (number // tiles).to(tl.int64)
         index = number % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
         inside = index < pixels
-        rows, grad_rows = flat_rows(x, image, index, inside), flat_rows(grad, image, index, inside)
-        target = flat_rows(grad_x, image, index, inside)
+        rows, grad_rows = (
+            flat_rows(x, image, index, inside, WIDE),
+            flat_rows(grad, image, index, inside, WIDE),
+        )
+        target = flat_rows(grad_x, image, index, inside, WIDE)
         factor = tl.full((BLOCK_P,), 1.0, tl.float32)
         if gate is not None:
             cells = flat_parents(index, high_y, high_x, cells_y, cells_x)
@@ -190,6 +196,7 @@ def embedding_sums_kernel(
     tiles,
     parts,
     PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -222,8 +229,8 @@ def embedding_sums_kernel(
         image = (tile // tiles).to(tl.int64)
         index = tile % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
         inside = index < pixels
-        block = load_rows(flat_rows(x, image, index, inside), c, channels, BLOCK_C)
-        grad_rows = flat_rows(grad, image, index, inside)
+        block = load_rows(flat_rows(x, image, index, inside, WIDE), c, channels, BLOCK_C)
+        grad_rows = flat_rows(grad, image, index, inside, WIDE)
         mean = tl.zeros((BLOCK_P,), tl.float32)
         factor = tl.full((BLOCK_P,), 1.0, tl.float32)
         if gate is not None:
@@ -432,6 +439,7 @@ def backward(
     if 'x' in grads:
         start(
             embedding_bwd_kernel,
+            MAP,
             x,
             embed,
             addend,
@@ -439,16 +447,16 @@ def backward(
             pointers=dict(
                 statistics_ptr=statistics, weight_ptr=weight, norm_weight_ptr=norm_weight
             ),
-            constants={},
         )
     parameters = {'weight', 'bias', 'norm_weight', 'norm_bias'} & grads.keys()
     if parameters:
-        parts = parts_of(request_of(x, embed, weight is not None), device_of(x))
+        parts = parts_of(request_of(SUMS, x, embed, weight is not None), device_of(x))
         shape = (parts, c) if weight is None else (parts, c, embed)
         sums = torch.empty(shape, dtype=torch.float32, device=x.device)
         grad_sums = torch.empty((parts, shape[-1]), dtype=torch.float32, device=x.device)
         start(
             embedding_sums_kernel,
+            SUMS,
             x,
             embed,
             addend,
@@ -459,7 +467,6 @@ def backward(
                 sums_ptr=sums,
                 grad_sums_ptr=grad_sums,
             ),
-            constants={},
         )
         blocks = dict(BLOCK_PARTS=8, BLOCK_C=8, BLOCK_D=min(64, triton.next_power_of_2(embed)))
         run(

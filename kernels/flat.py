@@ -10,7 +10,7 @@ from .window import Rows, advance, load_rows, store_rows
 
 
 @triton.jit
-def flat_rows(tensor, image, index, inside):
+def flat_rows(tensor, image, index, inside, WIDE: tl.constexpr = True):
     """Find the `Rows` of pixels of an image of a `Strided` tensor, numbered row by row.
 
     Args:
@@ -18,9 +18,11 @@ def flat_rows(tensor, image, index, inside):
         image: The number of the image, int64.
         index: (P,), numbers of the pixels.
         inside: (P,), whether there are such ones.
+        WIDE: Whether an image has values that an int32 does not count.
     """
     tensor = advance(tensor, image, 0)
-    return Rows(tensor.ptr, index.to(tl.int64) * tensor.stride_w, inside, tensor.stride_c)
+    dtype: tl.constexpr = tl.int64 if WIDE else tl.int32
+    return Rows(tensor.ptr, index.to(dtype) * tensor.stride_w, inside, tensor.stride_c)
 
 
 @triton.jit(do_not_specialize=('pixels', 'tiles'))
@@ -43,6 +45,16 @@ def flat(x: Tensor | None) -> Tensor | None:
     if x is None or x.shape[2] == 1 or x.stride(2) == x.shape[3] * x.stride(3):
         return x
     return x.clone(memory_format=torch.contiguous_format)
+
+
+def is_wide(*maps: Tensor | None) -> bool:
+    """Return whether an image of one of these maps has values that an int32 does not count."""
+    return any(
+        x is not None
+        and sum((size - 1) * step for size, step in zip(x.shape[1:], x.stride()[1:], strict=True))
+        >= 2**31
+        for x in maps
+    )
 
 
 def channels_innermost(x: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ class Launch(NamedTuple):
     constants: dict[str, object]
     num_warps: int
     num_stages: int
+    choice: int = 0  # which of a plan's it is: 0 for the default
 
 
 class _Recorder(NamedTuple):
@@ -375,10 +376,10 @@ def run(
     if _recorder:
         given = (('PRECISION', precision), *constants.items())
         _, launches = plan(kernel, request, dtype, given, device_of(like))
-        for item in launches if _recorder.every_entry else launches[:1]:
+        for choice, item in enumerate(launches if _recorder.every_entry else launches[:1]):
             strided = {k: x if x is None else Strided(x, *x.stride()) for k, x in tensors.items()}
-            item = item._replace(arguments=item.arguments | scalars | strided | pointers)
-            _recorder.launches.append(item)
+            given = item.arguments | scalars | strided | pointers
+            _recorder.launches.append(item._replace(arguments=given, choice=choice))
         return launches[0]
     tuned = device.type == 'cuda' and tuning.autotuning(device)
     key = (

@@ -54,7 +54,6 @@ class Entry(NamedTuple):
     num_warps: int
     num_stages: int
     sectors: int = 0  # of 32 bytes that a row of pixels fills where maps are planes
-    ahead: bool = False  # whether values are asked for before they are needed
     step: int = 0  # pixels that a program with cells of its own reads at a time; default: rows
 
 
@@ -105,7 +104,7 @@ def pixel_blocks(problem: Problem, entry: Entry, max_scores: int = MAX_SCORES) -
             break
         block_m //= 2  # of so many rows more than half would be empty
     blocks = dict(TILE_H=tile[0], TILE_W=tile[1], BLOCK_M=block_m, BLOCK_N=block_n(tile))
-    return blocks | _channel_blocks(problem, entry) | dict(AHEAD=entry.ahead)
+    return blocks | _channel_blocks(problem, entry)
 
 
 def cell_blocks(problem: Problem, entry: Entry) -> dict[str, int]:
@@ -157,20 +156,11 @@ class Table(NamedTuple):
 #: Affiliation and assembly, forward.
 FORWARD = Table(
     (
-        Entry(64, 64, 4, 3),
-        Entry(64, 64, 4, 2),  # 4 x 4 cells at K = 5 and ratio 2: 64 queries by 64 keys exactly
-        Entry(64, 64, 4, 3, ahead=True),
-        Entry(128, 64, 8, 3, sectors=1, ahead=True),
-        Entry(128, 32, 8, 3, sectors=1, ahead=True),
-        Entry(128, 32, 8, 4, sectors=1, ahead=True),
-        Entry(64, 64, 4, 2, sectors=1),
-        Entry(64, 64, 4, 3, sectors=1),
-        Entry(64, 64, 4, 3, sectors=1, ahead=True),
-        Entry(64, 32, 4, 3, sectors=1, ahead=True),
-        Entry(64, 128, 4, 2, sectors=1, ahead=True),
-        Entry(64, 64, 4, 3, sectors=2, ahead=True),
+        Entry(64, 64, 4, 3),  # 4 x 4 cells at K = 5 and ratio 2: 64 queries by 64 keys exactly
+        Entry(64, 64, 4, 2),  # less shared memory: a program more on a multiprocessor
+        Entry(64, 64, 4, 3, sectors=1),  # planes (NCHW): 2 x 8 cells, whole sectors of a pixel row
         Entry(64, 32, 4, 3, sectors=2),
-        Entry(64, 128, 4, 2, sectors=2, ahead=True),
+        Entry(64, 64, 8, 2, sectors=1),
     ),
     pixel_blocks,
     # No matrix units here, and the operands lie in registers: short blocks of channels, and nothing
@@ -180,14 +170,10 @@ FORWARD = Table(
 #: Affiliation, backward, and similarity, forward: scores are the result, so registers are scarcer.
 BACKWARD = Table(
     (
-        Entry(64, 64, 4, 3),
+        Entry(64, 64, 4, 3),  # 4 warps wait less for each other than 8
         Entry(64, 64, 4, 2),
-        Entry(64, 64, 8, 2),  # two blocks of scores fill the registers of 4 warps
+        Entry(64, 64, 8, 2),  # fewer registers a thread
         Entry(32, 64, 4, 3),  # more programs for small maps
-        Entry(64, 32, 4, 3),
-        Entry(64, 64, 4, 3, sectors=1),
-        Entry(64, 64, 4, 2, sectors=1),
-        Entry(64, 64, 4, 3, sectors=2),
     ),
     functools.partial(pixel_blocks, max_scores=MAX_SCORES // 4),
     float32=(Entry(32, 32, 4, 1),),  # as above, and half the scores
@@ -206,20 +192,11 @@ TRANSPOSE = Table(
 #: Affiliation, backward, of the value.
 VALUE = Table(
     (
-        Entry(32, 256, 4, 2),
+        Entry(32, 256, 4, 3),  # 32 cells by all channels of an FPN: the weights are made once
+        Entry(64, 256, 4, 2, sectors=1, step=32),  # planes: cells in longer rows
         Entry(64, 128, 4, 2),
         Entry(32, 128, 4, 3),
-        Entry(64, 256, 4, 2, step=32),
-        Entry(64, 256, 4, 3, step=32),
-        Entry(64, 128, 4, 2, step=32),
-        Entry(64, 128, 4, 3, step=32),
-        Entry(32, 256, 4, 2, step=64),
-        Entry(32, 128, 4, 2, step=64),
-        Entry(32, 128, 4, 3, step=64),
-        Entry(32, 256, 4, 3, step=32),
-        Entry(32, 256, 4, 4, step=16),
-        Entry(64, 128, 4, 3, step=16),
-        Entry(64, 256, 8, 2),
+        Entry(32, 128, 4, 3, step=64),  # fewer, longer trips for small maps
     ),
     cell_blocks,
     one_block=True,
@@ -264,7 +241,7 @@ def candidates(
         warps = min(8, blocks['BLOCK_M'] * blocks['BLOCK_N'] // scores)
         warps = max(entry.num_warps, warps) * 32 // warp_size
         entry = entry._replace(num_warps=warps)
-        options = (*blocks.values(), warps, entry.num_stages, entry.ahead)
+        options = (*blocks.values(), warps, entry.num_stages)
         if not found or shared_bytes(blocks, problem.dtype.itemsize, entry.num_stages) <= shared:
             found.setdefault(options, (entry, blocks))
     return tuple(found.values())

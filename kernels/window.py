@@ -116,7 +116,8 @@ class Rows(NamedTuple):
 
     Attributes:
         ptr: Pointer to the first value of the image.
-        offsets: (M,), int64, values from there to each point's first channel.
+        offsets: (M,), int64, values from there to each point's first channel; int32 where an image
+            has few enough, which takes fewer registers.
         inside: (M,), whether there is such a point.
         stride_c: Values from channel to channel.
     """
@@ -277,7 +278,7 @@ def rows_of(tensor, points):
 def block_of(rows, start, channels, BLOCK_C: tl.constexpr):
     """Point (M, BLOCK_C) at the channels of `Rows` from ``start`` on, and tell which are there."""
     channel = start + tl.arange(0, BLOCK_C)
-    offsets = channel.to(tl.int64) * rows.stride_c
+    offsets = channel.to(rows.offsets.dtype) * rows.stride_c
     mask = rows.inside[:, None] & (channel < channels)[None, :]
     return rows.ptr + rows.offsets[:, None] + offsets[None, :], mask
 
