@@ -40,38 +40,45 @@ class Entry(NamedTuple):
 
 
 class Entries(NamedTuple):
-    """The choices of a kernel, of which the first is the default.
+    """The choices of a kernel, of which the first is the default: it spills on no supported GPU.
 
     Attributes:
         rows: For maps with channels innermost.
         planes: For others.
+        first: Tried before the rows' on NVIDIA's GPUs for projections of 16 bits of a map whose
+            channels are one block, to an embedding that is one.
     """
 
     rows: tuple[Entry, ...]
     planes: tuple[Entry, ...]
+    first: tuple[Entry, ...] = ()
 
 
 FORWARD = Entries(
     rows=(
-        Entry(64, 0, 4, 3, 2),
-        Entry(64, 0, 4, 2, 3),  # a program more for a block less that is under way
-        Entry(64, 0, 8, 2, 2),  # fewer registers a thread
-        Entry(16, 0, 4, 2, 8),  # more programs for small maps
+        Entry(16, 0, 8, 2, 8),
+        Entry(32, 0, 4, 2, 4),
+        Entry(64, 0, 8, 2, 2),
     ),
     planes=(
+        Entry(16, 0, 8, 2, 8),
         Entry(64, 0, 8, 2, 2),  # 64 pixels of a plane are 128 bytes
         Entry(64, 0, 4, 2, 3),
-        Entry(32, 0, 4, 2, 4),
+    ),
+    first=(
+        Entry(64, 0, 4, 3, 2),
+        Entry(64, 0, 4, 2, 3),  # a program more for a block less that is under way
     ),
 )
-#: Of the map's gradient.
+#: Of the map's gradient: two maps lie in registers.
 MAP = Entries(
     rows=(
-        Entry(16, 0, 4, 2, 8),  # two maps lie in registers
+        Entry(16, 0, 4, 2, 8),
         Entry(64, 0, 4, 3, 2),
         Entry(32, 0, 4, 3, 4),
     ),
     planes=(
+        Entry(16, 0, 8, 2, 8),
         Entry(64, 0, 8, 2, 2),
         Entry(64, 0, 4, 2, 3),
         Entry(32, 0, 4, 3, 4),
@@ -79,8 +86,17 @@ MAP = Entries(
 )
 #: Of the sums for the parameters.
 SUMS = Entries(
-    rows=(Entry(64, 0, 4, 2, 1), Entry(64, 0, 4, 3, 1), Entry(32, 0, 4, 3, 1)),
-    planes=(Entry(64, 0, 4, 2, 1), Entry(64, 0, 4, 3, 1)),
+    rows=(
+        Entry(16, 0, 4, 2, 1),
+        Entry(64, 0, 4, 3, 1),
+        Entry(64, 0, 4, 2, 1),
+    ),
+    planes=(
+        Entry(16, 0, 4, 2, 1),
+        Entry(64, 0, 4, 3, 1),
+        Entry(64, 0, 4, 2, 1),
+    ),
+    first=(Entry(64, 0, 4, 2, 1),),
 )
 #: All channels of a program's pixels are held at once up to this size, and else so many at a time.
 MAX_TILE_BYTES = 2**15
@@ -411,8 +427,11 @@ def plan(
     )
     launches: dict[tuple, Launch] = {}
     entries = request.entries.rows if request.channels_last else request.entries.planes
+    whole = tuning.power_of_2(request.channels)
+    one = whole * 64 * itemsize <= MAX_TILE_BYTES and request.embed <= 64
+    if one and request.projected and request.channels_last and device.warp_size == 32:
+        entries = request.entries.first + entries if itemsize == 2 else entries
     for entry in entries:
-        whole = tuning.power_of_2(request.channels)
         block_c = min(whole, entry.channels or whole)
         if block_c * entry.pixels * itemsize > MAX_TILE_BYTES:
             block_c = BLOCK_C
@@ -420,7 +439,7 @@ def plan(
             ONE_BLOCK=block_c >= request.channels,
             BLOCK_P=entry.pixels,
             BLOCK_C=block_c,
-            BLOCK_D=min(64, tuning.power_of_2(request.embed)),
+            BLOCK_D=tuning.power_of_2(request.embed) if request.embed <= 64 else 32,
         )
         blocks['ONE_D'] = blocks['BLOCK_D'] >= request.embed
         # Blocks of pixels that are under way, and the weight.

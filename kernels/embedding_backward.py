@@ -468,7 +468,7 @@ def backward(
                 grad_sums_ptr=grad_sums,
             ),
         )
-        blocks = dict(BLOCK_PARTS=8, BLOCK_C=8, BLOCK_D=min(64, triton.next_power_of_2(embed)))
+        blocks = dict(BLOCK_PARTS=4, BLOCK_C=8, BLOCK_D=min(64, triton.next_power_of_2(embed)))
         run(
             embedding_parameters_kernel,
             plan_fixed,

@@ -158,7 +158,8 @@ FORWARD = Table(
     (
         Entry(64, 64, 4, 3),  # 4 x 4 cells at K = 5 and ratio 2: 64 queries by 64 keys exactly
         Entry(64, 64, 4, 2),  # less shared memory: a program more on a multiprocessor
-        Entry(64, 64, 4, 3, sectors=1),  # planes (NCHW): 2 x 8 cells, whole sectors of a pixel row
+        Entry(64, 64, 4, 2, sectors=1),  # planes (NCHW): 2 x 8 cells, whole sectors of a pixel row
+        Entry(64, 64, 4, 3, sectors=1),
         Entry(64, 32, 4, 3, sectors=2),
         Entry(64, 64, 8, 2, sectors=1),
     ),
@@ -193,9 +194,9 @@ TRANSPOSE = Table(
 VALUE = Table(
     (
         Entry(32, 256, 4, 3),  # 32 cells by all channels of an FPN: the weights are made once
-        Entry(64, 256, 4, 2, sectors=1, step=32),  # planes: cells in longer rows
+        Entry(32, 128, 4, 3, sectors=1),  # planes: fewer addresses
+        Entry(64, 256, 4, 2, step=32),
         Entry(64, 128, 4, 2),
-        Entry(32, 128, 4, 3),
         Entry(32, 128, 4, 3, step=64),  # fewer, longer trips for small maps
     ),
     cell_blocks,
