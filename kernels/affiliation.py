@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import tuning
 from .flat import channels_innermost
-from .launch import plan_tiles, run, tiles_of
+from .launch import Constants, Device, Plan, plan_tiles, run, tiles_of
 from .normalization import normalize
 from .window import (
     UNSPECIALIZED,
@@ -140,17 +140,23 @@ def forward(
     # Weights without a bound may leave the range of float16.
     scaled = normalization == 'none' and value.dtype == torch.float16
     key, value = channels_innermost(key), channels_innermost(value)
-    tiles = tiles_of(tuning.FORWARD, query, value, kernel_size, value.shape[1])
+    embed, channels = key.shape[1], value.shape[1]
+
+    def plan(constants: Constants, device: Device) -> Plan:
+        tiles = tiles_of(tuning.FORWARD, query, value, kernel_size, channels)
+        tiles = tiles._replace(embed=embed, channels_last=out.stride(1) == 1)
+        return plan_tiles(affiliation_fwd_kernel, tiles, value.dtype, constants, device)
+
     run(
         affiliation_fwd_kernel,
-        plan_tiles,
-        tiles._replace(embed=key.shape[1], channels_last=out.stride(1) == 1),
+        plan,
+        (kernel_size,),
         value,
         dict(query=query, key=key, value=value, out=out),
         {},
         dict(
-            channels=value.shape[1],
-            embed=key.shape[1],
+            channels=channels,
+            embed=embed,
             inverse_temperature=1.0 / temperature,
             eps=eps,
         ),

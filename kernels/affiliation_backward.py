@@ -19,7 +19,18 @@ from . import tuning
 from .affiliation import affiliate
 from .assembly import fold_margin
 from .flat import channels_innermost
-from .launch import Fixed, Launch, Tiles, most_rows, plan_fixed, plan_tiles, run, tiles_of
+from .launch import (
+    Constants,
+    Device,
+    Launch,
+    Plan,
+    Tiles,
+    most_rows,
+    plan_fixed,
+    plan_tiles,
+    run,
+    tiles_of,
+)
 from .normalization import normalize_bwd, weights_of
 from .window import (
     UNSPECIALIZED,
@@ -348,7 +359,7 @@ def backward(
             parts = key.new_empty(rows, key.shape[1])
         item = run(
             affiliation_bwd_kernel,
-            plan_tiles,
+            planned(affiliation_bwd_kernel, tiles, value),
             tiles,
             value,
             dict(grad=grad, query=query, key=key, value=value, grad_query=grad_query),
@@ -367,7 +378,7 @@ def backward(
             margin,
             lambda out: run(
                 affiliation_value_bwd_kernel,
-                plan_tiles,
+                planned(affiliation_value_bwd_kernel, tiles, value),
                 tiles,
                 value,
                 dict(grad=grad, query=query, key=key, out=out),
@@ -376,6 +387,13 @@ def backward(
                 dict(NORMALIZATION=normalization, MARGIN=margin, SCALED=scaled),
             ),
         )
+
+
+def planned(
+    kernel: triton.JITFunction, tiles: Tiles, like: Tensor
+) -> Callable[[Constants, Device], Plan]:
+    """Return the plan of a launch over tiles, as `run` has it."""
+    return lambda constants, device: plan_tiles(kernel, tiles, like.dtype, constants, device)
 
 
 def with_margin(out: Tensor, margin: int, write: Callable[[Tensor], object]) -> None:
@@ -417,10 +435,15 @@ def add_parts(parts: Tensor, out: Tensor, margin: int, tiles: Tiles, item: Launc
         BLOCK_D=min(64, triton.next_power_of_2(embed)),
     )
     count = -(-(cells_y + 2 * margin) * (cells_x + 2 * margin) // blocks['BLOCK_P'])
+
+    def plan(constants: Constants, device: Device) -> Plan:
+        programs = tiles.images * count
+        return plan_fixed(affiliation_key_bwd_kernel, programs, blocks, constants, device)
+
     run(
         affiliation_key_bwd_kernel,
-        plan_fixed,
-        Fixed(tiles.images * count, tuple(blocks.items())),
+        plan,
+        (margin, tiles.kernel_size, tile),
         parts,
         dict(out=out),
         dict(parts_ptr=parts),

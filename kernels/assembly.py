@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
-from .launch import plan_tiles, run, tiles_of
+from .launch import Constants, Device, Plan, plan_tiles, run, tiles_of
 from .window import (
     UNSPECIALIZED,
     Points,
@@ -184,11 +184,15 @@ def forward(
         factor: What the sums are multiplied by.
     """
     channels = value.shape[1] // groups
-    tiles = tiles_of(tuning.FORWARD, weights, value, kernel_size, channels, groups)
+
+    def plan(constants: Constants, device: Device) -> Plan:
+        tiles = tiles_of(tuning.FORWARD, weights, value, kernel_size, channels, groups)
+        return plan_tiles(assembly_fwd_kernel, tiles, value.dtype, constants, device)
+
     run(
         assembly_fwd_kernel,
-        plan_tiles,
-        tiles,
+        plan,
+        (kernel_size,),
         value,
         dict(weights=weights, value=value, out=out),
         {},
@@ -228,11 +232,16 @@ def backward(
         size = (n, c, height + 2 * margin, width + 2 * margin)
         target = torch.empty(size, dtype=torch.float32, device=out.device)
     channels = out.shape[1] // groups
-    tiles = tiles_of(tuning.TRANSPOSE, grad, out, kernel_size, channels, groups)
+
+    def plan(constants: Constants, device: Device) -> Plan:
+        tiles = tiles_of(tuning.TRANSPOSE, grad, out, kernel_size, channels, groups)
+        tiles = tiles._replace(margin=margin)
+        return plan_tiles(assembly_bwd_kernel, tiles, out.dtype, constants, device)
+
     run(
         assembly_bwd_kernel,
-        plan_tiles,
-        tiles._replace(margin=margin),
+        plan,
+        (kernel_size,),
         out,
         dict(weights=weights, grad=grad, out=target),
         dict(scale_ptr=scale),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import tuning
 from .flat import flat, flat_rows, is_wide
-from .launch import Device, Launch, Plan, run
+from .launch import Constants, Device, Launch, Plan, run
 from .window import dot, load_rows, store_rows
 
 #: No kernel is compiled anew for these.
@@ -407,10 +407,18 @@ def plan(
     kernel: triton.JITFunction,
     request: _Request,
     dtype: torch.dtype,
-    constants: tuple[tuple[str, object], ...],
+    constants: Constants,
     device: Device,
 ) -> Plan:
-    """Plan a launch over all pixels of a map, see `launch.run`."""
+    """Plan a launch over all pixels of a map.
+
+    Args:
+        kernel: The kernel.
+        request: The sizes.
+        dtype: Of the map.
+        constants: Those of `run`.
+        device: What it is for.
+    """
     names = kernel.arg_names
     itemsize = dtype.itemsize
     problem = tuning.Problem(
@@ -501,18 +509,30 @@ def start(
     """
     n, c, height, width = x.shape
     cells_y, cells_x = (height, width) if low is None else low.shape[2:]
-    sizes = dict(images=n, channels=c, embed=embed, high_y=height, high_x=width)
-    sizes |= dict(cells_y=cells_y, cells_x=cells_x, **(scalars or {}))
-    names = kernel.arg_names
+
+    def plan_it(constants: Constants, device: Device) -> Plan:
+        request = request_of(entries, x, embed, pointers['weight_ptr'] is not None)
+        wide = is_wide(*tensors.values())
+        return plan(kernel, request, x.dtype, (*constants, ('WIDE', wide)), device)
+
     run(
         kernel,
-        plan,
-        request_of(entries, x, embed, pointers.get('weight_ptr') is not None),
+        plan_it,
+        (),
         x,
         tensors,
         pointers,
-        {name: size for name, size in sizes.items() if name in names},
-        dict(WIDE=is_wide(*tensors.values())),
+        dict(
+            scalars or {},
+            images=n,
+            channels=c,
+            embed=embed,
+            high_y=height,
+            high_x=width,
+            cells_y=cells_y,
+            cells_x=cells_x,
+        ),
+        {},
     )
 
 

@@ -27,7 +27,7 @@ from .embedding import (
     start,
 )
 from .flat import flat, flat_rows
-from .launch import Fixed, device_of, plan_fixed, run
+from .launch import Constants, Device, Plan, device_of, plan_fixed, run
 from .window import dot, first_child, load_rows, store_rows
 
 
@@ -469,10 +469,15 @@ def backward(
             ),
         )
         blocks = dict(BLOCK_PARTS=4, BLOCK_C=8, BLOCK_D=min(64, triton.next_power_of_2(embed)))
+
+        def plan(constants: Constants, device: Device) -> Plan:
+            programs = -(-c // blocks['BLOCK_C'])
+            return plan_fixed(embedding_parameters_kernel, programs, blocks, constants, device)
+
         run(
             embedding_parameters_kernel,
-            plan_fixed,
-            Fixed(-(-c // blocks['BLOCK_C']), tuple(blocks.items())),
+            plan,
+            (),
             x,
             {},
             dict(
@@ -491,12 +496,16 @@ def backward(
         )
     if addend is not None and ('gate' in grads or 'addend' in grads):
         cells_y, cells_x = addend.shape[2:]
-        blocks = dict(BLOCK_P=32, BLOCK_D=min(64, triton.next_power_of_2(embed)))
-        tiles = -(-cells_y * cells_x // blocks['BLOCK_P'])
+        cells = dict(BLOCK_P=32, BLOCK_D=min(64, triton.next_power_of_2(embed)))
+        tiles = -(-cells_y * cells_x // cells['BLOCK_P'])
+
+        def plan_cells(constants: Constants, device: Device) -> Plan:
+            return plan_fixed(embedding_cells_kernel, n * tiles, cells, constants, device)
+
         run(
             embedding_cells_kernel,
-            plan_fixed,
-            Fixed(n * tiles, tuple(blocks.items())),
+            plan_cells,
+            (),
             x,
             dict(
                 grad=grad,

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Fixed, plan_fixed, run
+from .launch import Constants, Device, Plan, plan_fixed, run
 from .window import Rows, advance, load_rows, store_rows
 
 
@@ -65,10 +65,14 @@ def channels_innermost(x: Tensor) -> Tensor:
     out = torch.empty_like(x, memory_format=torch.channels_last)
     blocks = dict(BLOCK_P=64, BLOCK_C=64)
     tiles = -(-height * width // blocks['BLOCK_P'])
+
+    def plan(constants: Constants, device: Device) -> Plan:
+        return plan_fixed(relay_kernel, n * tiles, blocks, constants, device)
+
     run(
         relay_kernel,
-        plan_fixed,
-        Fixed(n * tiles, tuple(blocks.items())),
+        plan,
+        (),
         x,
         dict(x=flat(x), out=out),
         {},

@@ -161,6 +161,7 @@ class Tiles(NamedTuple):
     margin: int = 0
 
 
+Constants = tuple[tuple[str, object], ...]
 #: How a kernel may be launched: what the choice depends on, and a launch for each choice, of which
 #: the first is the default.
 Plan = tuple[object, tuple[Launch, ...]]
@@ -171,7 +172,7 @@ def plan_tiles(
     kernel: triton.JITFunction,
     request: Tiles,
     dtype: torch.dtype,
-    constants: tuple[tuple[str, object], ...],
+    constants: Constants,
     device: Device,
 ) -> Plan:
     """Plan a launch over all tiles of a low-resolution map.
@@ -264,25 +265,24 @@ def most_rows(
     return max(item.programs * item.arguments['tile'].keys.value for item in launches)
 
 
-class Fixed(NamedTuple):
-    """A launch of which there is nothing to choose: programs, constants and warps of 32 threads."""
-
-    programs: int
-    blocks: tuple[tuple[str, int], ...]
-    num_warps: int = 4
-
-
 def plan_fixed(
     kernel: triton.JITFunction,
-    request: Fixed,
-    dtype: torch.dtype,
-    constants: tuple[tuple[str, object], ...],
+    programs: int,
+    blocks: dict[str, int],
+    constants: Constants,
     device: Device,
 ) -> Plan:
-    """Plan the launch that the request is."""
-    given = {k: v for k, v in (*constants, *request.blocks) if k in kernel.arg_names}
-    warps = request.num_warps * 32 // device.warp_size
-    return None, (Launch(kernel, request.programs, {}, given, warps, 1),)
+    """Plan a launch of which there is nothing to choose.
+
+    Args:
+        kernel: The kernel.
+        programs: How many.
+        blocks: Its constants.
+        constants: Those of `run`.
+        device: What it is for.
+    """
+    given = {k: v for k, v in (*constants, *blocks.items()) if k in kernel.arg_names}
+    return None, (Launch(kernel, programs, {}, given, 4 * 32 // device.warp_size, 1),)
 
 
 class _Call:
@@ -335,20 +335,10 @@ _calls: dict[tuple, _Call] = {}
 _chosen: dict[tuple, int] = {}
 
 
-def _lies(x: Tensor | None) -> tuple | None:
-    """Return what a compiled kernel supposes about a tensor."""
-    return None if x is None else (x.shape, x.stride(), x.dtype, x.data_ptr() % 16 == 0)
-
-
-def _starts(x: Tensor | None) -> tuple | None:
-    """Return what a compiled kernel supposes about a pointer."""
-    return None if x is None else (x.dtype, x.data_ptr() % 16 == 0)
-
-
 def run(
     kernel: triton.JITFunction,
-    plan: Callable[..., Plan],
-    request: tuple,
+    plan: Callable[[Constants, Device], Plan],
+    given: tuple,
     like: Tensor,
     tensors: dict[str, Tensor | None],
     pointers: dict[str, Tensor | None],
@@ -359,9 +349,9 @@ def run(
 
     Args:
         kernel: The kernel.
-        plan: How it may be launched: from the kernel, the request, the dtype, the constants and the
-            `Device`.
-        request: What else the plan depends on.
+        plan: How it may be launched, from all constants and the `Device`; asked once for all calls
+            that are alike in everything below.
+        given: What it depends on besides.
         like: A tensor with the device, and the dtype of the matrix products.
         tensors: (N, C, H, W) each, by the name that the kernel has for the `Strided` tensor.
         pointers: Tensors that the kernel is given by where they begin, by name.
@@ -374,24 +364,26 @@ def run(
     device, dtype = like.device, like.dtype
     precision = precision_of(dtype)
     if _recorder:
-        given = (('PRECISION', precision), *constants.items())
-        _, launches = plan(kernel, request, dtype, given, device_of(like))
+        _, launches = plan((('PRECISION', precision), *constants.items()), device_of(like))
         for choice, item in enumerate(launches if _recorder.every_entry else launches[:1]):
             strided = {k: x if x is None else Strided(x, *x.stride()) for k, x in tensors.items()}
-            given = item.arguments | scalars | strided | pointers
-            _recorder.launches.append(item._replace(arguments=given, choice=choice))
+            arguments = item.arguments | scalars | strided | pointers
+            _recorder.launches.append(item._replace(arguments=arguments, choice=choice))
         return launches[0]
     tuned = device.type == 'cuda' and tuning.autotuning(device)
     key = (
-        kernel,
-        request,
+        id(kernel),
+        given,
         device,
         precision,
         tuned,
         *scalars.values(),
         *constants.values(),
-        *map(_lies, tensors.values()),
-        *map(_starts, pointers.values()),
+        *[
+            None if x is None else (x.shape, x.stride(), x.dtype, x.data_ptr() % 16 == 0)
+            for x in tensors.values()
+        ],
+        *[None if x is None else (x.dtype, x.data_ptr() % 16 == 0) for x in pointers.values()],
     )
     call = _calls.get(key)
     if call is not None:
@@ -401,19 +393,19 @@ def run(
             with torch.cuda.device(device):
                 call.run(tensors, pointers)
         return call.item
-    given = (('PRECISION', precision), *constants.items())
-    problem, launches = plan(kernel, request, dtype, given, device_of(like))
+    options = (('PRECISION', precision), *constants.items())
+    problem, launches = plan(options, device_of(like))
     with torch.cuda.device(device) if device.type == 'cuda' else contextlib.nullcontext():
         # While a CUDA graph is captured nothing can be timed.
         capturing = device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
         calls = [_Call(item, tensors, pointers, scalars) for item in launches]
         best = 0
         if tuned and len(launches) > 1:
-            chosen = (kernel, device, problem, given)
+            chosen = (kernel, device, problem, options)
             if chosen not in _chosen and not capturing:
                 runs = [functools.partial(item.run, tensors, pointers) for item in calls]
                 known = choices.of_device(device)
-                _chosen[chosen] = known.choose(kernel.__name__, given, problem, runs)
+                _chosen[chosen] = known.choose(kernel.__name__, options, problem, runs)
             best = _chosen.get(chosen, 0)
         calls[best].run(tensors, pointers)
     if not capturing:

@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
-from .launch import plan_tiles, run, tiles_of
+from .launch import Constants, Device, Plan, plan_tiles, run, tiles_of
 from .window import (
     UNSPECIALIZED,
     Sizes,
@@ -76,10 +76,15 @@ def forward(
         factor: What the products are multiplied by.
     """
     channels = key.shape[1] // groups
+
+    def plan(constants: Constants, device: Device) -> Plan:
+        tiles = tiles_of(tuning.BACKWARD, query, key, kernel_size, channels, groups)
+        return plan_tiles(similarity_fwd_kernel, tiles, key.dtype, constants, device)
+
     run(
         similarity_fwd_kernel,
-        plan_tiles,
-        tiles_of(tuning.BACKWARD, query, key, kernel_size, channels, groups),
+        plan,
+        (kernel_size,),
         key,
         dict(query=query, key=key, out=out),
         {},

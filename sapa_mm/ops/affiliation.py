@@ -12,7 +12,6 @@ from .dispatch import (
     implementation,
     operator,
     requested_backend,
-    without_autocast,
 )
 from .layout import empty_map
 from .normalization import NORMALIZATION_EPS, NORMALIZATIONS
@@ -85,7 +84,6 @@ def point_affiliation(
     '(Tensor query, Tensor key, Tensor value, SymInt kernel_size, str normalization, '
     'float temperature, str border, str backend="auto") -> Tensor',
 )
-@without_autocast
 def _forward(
     query: Tensor,
     key: Tensor,
@@ -113,7 +111,6 @@ def _(query, key, value, kernel_size, normalization, temperature, border, backen
     '(Tensor grad, Tensor query, Tensor key, Tensor value, SymInt kernel_size, str normalization, '
     'float temperature, str border, bool[] needs, str backend="auto") -> (Tensor, Tensor, Tensor)',
 )
-@without_autocast
 def _backward(
     grad: Tensor,
     query: Tensor,

@@ -12,7 +12,6 @@ from .dispatch import (
     implementation,
     operator,
     requested_backend,
-    without_autocast,
 )
 from .layout import empty_map
 
@@ -56,7 +55,6 @@ def assemble(weights: Tensor, value: Tensor, *, kernel_size: int = 5, groups: in
     '(Tensor weights, Tensor value, SymInt kernel_size, SymInt groups=1, '
     'str backend="auto") -> Tensor',
 )
-@without_autocast
 def _forward(
     weights: Tensor, value: Tensor, kernel_size: int, groups: int = 1, backend: str = 'auto'
 ) -> Tensor:
@@ -76,7 +74,6 @@ def _(weights, value, kernel_size, groups=1, backend='auto'):
     '(Tensor grad, Tensor weights, Tensor value, SymInt kernel_size, SymInt groups, '
     'bool[] needs, str backend="auto") -> (Tensor, Tensor)',
 )
-@without_autocast
 def _backward(
     grad: Tensor,
     weights: Tensor,

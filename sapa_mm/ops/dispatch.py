@@ -172,7 +172,7 @@ def implementation(
     """
     name = 'torch'
     if requested == 'triton' or (requested == 'auto' and low.is_cuda):
-        reason = unavailable('triton', high, low, kernel_size=kernel_size)
+        reason = _call_unusable(low.device, low.dtype, high.shape[2:], low.shape[2:], kernel_size)
         if reason is None:
             name = 'triton'
         elif requested == 'triton':
@@ -232,12 +232,18 @@ class Operator:
 
     def __call__(self, *inputs: object) -> Any:
         """Compute the operator; all of its arguments are given by place."""
-        if not _is_plain_call(inputs):
+        if _is_watched():
             return self.library_op(*inputs)
-        if self._autograd is not None and torch.is_grad_enabled():
-            for x in inputs:
-                if isinstance(x, Tensor) and x.requires_grad:
-                    return self._autograd.apply(*inputs)
+        differentiable = False
+        for x in inputs:
+            if type(x) in _PLAIN:
+                differentiable = differentiable or x.requires_grad
+            elif isinstance(x, Tensor):
+                return self.library_op(*inputs)
+        if inputs[0].is_meta:
+            return self.library_op(*inputs)
+        if differentiable and self._autograd is not None and torch.is_grad_enabled():
+            return self._autograd.apply(*inputs)
         return self.function(*inputs)
 
 
@@ -259,17 +265,15 @@ def given_gradients(grads: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Ten
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def _is_plain_call(inputs: tuple[object, ...]) -> bool:
-    """Return whether nobody is there who has to know of a call, and all tensors are ordinary."""
-    if (
+def _is_watched() -> bool:
+    """Return whether somebody is there who has to know of a call."""
+    return bool(
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._get_tracing_state() is not None
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd._profiler_enabled()
-    ):
-        return False
-    return all(not isinstance(x, Tensor) or (type(x) in _PLAIN and not x.is_meta) for x in inputs)
+    )
 
 
 def operator(name: str, schema: str) -> Callable[[Callable], Operator]:
@@ -296,10 +300,13 @@ def without_autocast(function: Callable) -> Callable:
 
 def autocast_is_on(x: object) -> bool:
     """Return whether autocast is on for the device of ``x``."""
+    compiling = torch.compiler.is_compiling()
+    if not compiling and not torch._C._is_any_autocast_enabled():
+        return False
     if not isinstance(x, Tensor) or x.is_meta:
         return False
     # The compiler of torch 2.11 cannot trace the question, and compiles for devices that have it.
-    if not torch.compiler.is_compiling() and not torch.amp.is_autocast_available(x.device.type):
+    if not compiling and not torch.amp.is_autocast_available(x.device.type):
         return False
     return torch.is_autocast_enabled(x.device.type)
 

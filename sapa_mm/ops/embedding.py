@@ -13,7 +13,6 @@ from .dispatch import (
     implementation,
     operator,
     requested_backend,
-    without_autocast,
 )
 from .layout import accumulation_dtype, embedding_format
 
@@ -105,7 +104,6 @@ def _empty_results(x: Tensor, weight: Tensor | None, normalize: bool) -> tuple[T
     'Tensor? norm_bias, float eps, Tensor? gate, Tensor? addend, str backend="auto") '
     '-> (Tensor, Tensor)',
 )
-@without_autocast
 def _forward(
     x: Tensor,
     weight: Tensor | None,
@@ -137,7 +135,6 @@ def _(x, weight, bias, normalize, norm_weight, norm_bias, eps, gate, addend, bac
     'bool[] needs, str backend="auto") '
     '-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
 )
-@without_autocast
 def _backward(
     grad: Tensor,
     x: Tensor,

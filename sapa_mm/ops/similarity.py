@@ -13,7 +13,6 @@ from .dispatch import (
     implementation,
     operator,
     requested_backend,
-    without_autocast,
 )
 from .layout import empty_map
 
@@ -59,7 +58,6 @@ def local_similarity(
     '(Tensor query, Tensor key, SymInt kernel_size, float temperature, '
     'str backend="auto") -> Tensor',
 )
-@without_autocast
 def _forward(
     query: Tensor, key: Tensor, kernel_size: int, temperature: float, backend: str = 'auto'
 ) -> Tensor:
@@ -79,7 +77,6 @@ def _(query, key, kernel_size, temperature, backend='auto'):
     '(Tensor grad, Tensor query, Tensor key, SymInt kernel_size, float temperature, '
     'bool[] needs, str backend="auto") -> (Tensor, Tensor)',
 )
-@without_autocast
 def _backward(
     grad: Tensor,
     query: Tensor,

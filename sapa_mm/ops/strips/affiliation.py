@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ..dispatch import without_autocast
 from ..memory import prefer_huge_pages
 from ..normalization import normalize, normalize_backward
 from .geometry import Geometry
@@ -9,6 +10,7 @@ from .products import correlate, gather, scatter
 from .transfer import load_pixels, load_pixels_padded, load_window, summed
 
 
+@without_autocast
 def forward(
     query: Tensor,
     key: Tensor,
@@ -42,6 +44,7 @@ def forward(
         gather(strip, weights, load_window(strip, 'value', value), out)
 
 
+@without_autocast
 def backward(
     grad: Tensor,
     query: Tensor,

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ..dispatch import without_autocast
 from ..memory import prefer_huge_pages
 from .geometry import Geometry
 from .products import correlate, gather, scatter
@@ -29,6 +30,7 @@ def _join(split: Tensor, x: Tensor) -> None:
         x.copy_(split.unflatten(0, (len(x), -1)).flatten(1, 2))
 
 
+@without_autocast
 def forward(weights: Tensor, value: Tensor, out: Tensor, kernel_size: int, groups: int) -> None:
     """Write the weighted sums of ``value`` over windows.
 
@@ -49,6 +51,7 @@ def forward(weights: Tensor, value: Tensor, out: Tensor, kernel_size: int, group
     _join(sums, out)
 
 
+@without_autocast
 def backward(
     grad: Tensor,
     weights: Tensor,

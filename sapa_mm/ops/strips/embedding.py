@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..dispatch import without_autocast
 from ..layout import accumulation_dtype, is_channels_last
 from ..memory import prefer_huge_pages
 from ..parents import first_child, parents
@@ -251,6 +252,7 @@ class _ParameterSums:
         return found
 
 
+@without_autocast
 def forward(
     x: Tensor,
     weight: Tensor | None,
@@ -309,6 +311,7 @@ def forward(
             strip.store(result, out)
 
 
+@without_autocast
 def backward(
     grad: Tensor,
     x: Tensor,

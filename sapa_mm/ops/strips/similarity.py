@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ..dispatch import without_autocast
 from .geometry import Geometry
 from .products import correlate, gather, scatter
 from .transfer import (
@@ -14,6 +15,7 @@ from .transfer import (
 )
 
 
+@without_autocast
 def forward(query: Tensor, key: Tensor, out: Tensor, kernel_size: int, temperature: float) -> None:
     """Write the inner products of pixels and windows, divided by ``temperature``.
 
@@ -31,6 +33,7 @@ def forward(query: Tensor, key: Tensor, out: Tensor, kernel_size: int, temperatu
         store_weights(strip, scores.div_(temperature), out)
 
 
+@without_autocast
 def backward(
     grad: Tensor,
     query: Tensor,
