@@ -90,7 +90,7 @@ def is_stubbed() -> bool:
 def stubbed() -> Iterator[None]:
     """Let launches on CPU tensors do all but launch: what is left is the time of the host.
 
-    Not for several threads, and not where another CPU call of the kernels was asked about before.
+    Not for several threads.
     """
     global _stub
     _stub = _Stub()

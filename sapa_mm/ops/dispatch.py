@@ -50,14 +50,19 @@ def _triton_unusable() -> str | None:
 
 
 @functools.cache
+def _gpu_unusable(device: torch.device) -> str | None:
+    """Say why the kernels cannot run on a GPU, or None if they can."""
+    capability = torch.cuda.get_device_capability(device)
+    if torch.version.hip is None and capability < CUDA_MIN_CAPABILITY:
+        wanted, found = ('.'.join(map(str, x)) for x in (CUDA_MIN_CAPABILITY, capability))
+        return f'it needs compute capability {wanted} or newer, the GPU has {found}'
+    return None
+
+
 def _device_unusable(device: torch.device) -> str | None:
     """Say why the kernels cannot run on tensors of a device, or None if they can."""
     if device.type == 'cuda':
-        capability = torch.cuda.get_device_capability(device)
-        if torch.version.hip is None and capability < CUDA_MIN_CAPABILITY:
-            wanted, found = ('.'.join(map(str, x)) for x in (CUDA_MIN_CAPABILITY, capability))
-            return f'it needs compute capability {wanted} or newer, the GPU has {found}'
-        return None
+        return _gpu_unusable(device)
     from ..kernels.launch import is_stubbed
     from ..kernels.window import INTERPRETED
 
@@ -93,7 +98,6 @@ def unavailable(name: str, *tensors: Tensor, kernel_size: int = 1) -> str | None
     return _call_unusable(high.device, low.dtype, high.shape[2:], low.shape[2:], kernel_size)
 
 
-@functools.lru_cache(maxsize=4096)
 def _call_unusable(
     device: torch.device,
     dtype: torch.dtype,
@@ -103,8 +107,14 @@ def _call_unusable(
 ) -> str | None:
     """Say why the kernels cannot take a call of these sizes, or None if they can."""
     reason = _triton_unusable() or _device_unusable(device)
-    if reason:
-        return reason
+    return reason or _sizes_unusable(dtype, high, low, kernel_size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _sizes_unusable(
+    dtype: torch.dtype, high: tuple[int, ...], low: tuple[int, ...], kernel_size: int
+) -> str | None:
+    """Say why the kernels cannot take maps of these sizes, or None if they can."""
     if dtype not in TRITON_DTYPES:
         return f'it takes float16, bfloat16 and float32, not {str(dtype).removeprefix("torch.")}'
     if kernel_size > TRITON_MAX_KERNEL_SIZE:

@@ -21,6 +21,9 @@ from .registration import MODELS
 
 SIMILARITIES = ('inner', 'bilinear', 'plain', 'gated')
 SELF_INPUTS = ('normalized', 'raw')
+# On a GPU the pixels of several embeddings in one map begin at multiples of so many values, which
+# its kernels read at once.
+ALIGNED_CHANNELS = 16
 SELF_PROJECTIONS = ('separate', 'key', 'query')
 
 
@@ -180,13 +183,18 @@ class SAPA(Upsampler):
         if len(layers) == 1:
             [(name, (weight, bias))] = layers.items()
             return {name: _embed(x, self.norm_x, weight, bias)}
-        weights, biases = zip(*layers.values(), strict=True)
+        weights, biases = (list(parts) for parts in zip(*layers.values(), strict=True))
+        rest = -sum(map(len, weights)) % ALIGNED_CHANNELS
+        if x.is_cuda and rest:
+            weights.append(weights[0].new_zeros(rest, x.shape[1]))
+            biases.append(None)
         bias = None
         if any(part is not None for part in biases):
-            parts = [w.new_zeros(len(w)) if b is None else b for w, b in layers.values()]
-            bias = torch.cat(parts)
+            pairs = zip(weights, biases, strict=True)
+            bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in pairs])
         projected = _embed(x, self.norm_x, torch.cat(weights), bias)
-        return dict(zip(layers, projected.split([len(w) for w in weights], 1), strict=True))
+        maps = projected.split([len(w) for w in weights], 1)
+        return dict(zip(layers, maps, strict=False))
 
     def _embed_low(self, x: Tensor) -> dict[str, Tensor]:
         """Compute what the pixels of ``x`` give to queries and keys.

@@ -6,13 +6,13 @@ import importlib
 import statistics
 import sys
 import timeit
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from ... import ops
 from ..output import markdown_table
 from .candidates import BILINEAR, OURS, SAPA_FORMS, Candidate, candidates, reason_of
 from .measure import draw
@@ -28,29 +28,19 @@ NAMES = (BILINEAR, OURS, *(f'{name} module' for name in SAPA_FORMS))
 CALLS = 30
 
 
-def launches(name: str, device: torch.device) -> AbstractContextManager[object]:
-    """Return what a candidate is called in: on a CPU launching a kernel does nothing.
+@contextlib.contextmanager
+def launches(name: str, device: torch.device) -> Iterator[None]:
+    """Run a candidate's calls in this context: on a CPU launching a kernel does nothing.
 
     Args:
         name: The candidate; bilinear interpolation, which has no such kernel, runs as it is.
         device: Where it runs.
     """
     if device.type == 'cuda' or name == BILINEAR:
-        return contextlib.nullcontext()
-    stubbed: AbstractContextManager[object]
-    stubbed = importlib.import_module('sapa_mm.kernels.launch').stubbed()
-    return stubbed
-
-
-def obstacle(candidate: Candidate, device: torch.device) -> str | None:
-    """Return why a candidate cannot be timed; None if it can."""
-    if candidate.reason or device.type == 'cuda' or candidate.name == BILINEAR:
-        return candidate.reason
-    try:
-        launch = importlib.import_module('sapa_mm.kernels.launch')
-    except ImportError as error:
-        return reason_of(error)
-    return None if hasattr(launch, 'stubbed') else 'only on a GPU'
+        yield
+        return
+    with importlib.import_module('sapa_mm.kernels.launch').stubbed(), ops.backend('triton'):
+        yield
 
 
 def dtype_on(device: torch.device) -> torch.dtype:
@@ -147,9 +137,8 @@ def time_calls(
     taken: dict[str, list[float]] = {}
     calls: dict[str, Callable[[], object]] = {}
     for candidate in contenders:
-        reason = obstacle(candidate, device)
-        if reason:
-            results[candidate.name] = NotTimed(reason)
+        if candidate.reason:
+            results[candidate.name] = NotTimed(candidate.reason)
             continue
         try:
             with launches(candidate.name, device):
