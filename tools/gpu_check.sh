@@ -16,9 +16,11 @@ order (in brackets: seconds after which a step is stopped and counts as failed)
   memcheck   compute-sanitizer on a few random cases, where CUDA's is installed (45)
 
 or the STEPs that are named, which may also be racecheck and synccheck (120 each), compute-sanitizer
-again, and more_tests (900), those of single kernels and of models in half precision. Writes what they print to FOLDER/STEP.log (default: work_dirs/gpu_check), and the figures to
-benchmark.json, host.json and models.json there; with --against it says what got slower since those
-in the folder BASELINE.
+again, and more_tests (900), those of single kernels and of models in half precision. What the
+measurements compile and time before they begin is done first, side by side (90). Writes what the
+steps print to FOLDER/STEP.log (default: work_dirs/gpu_check), and the figures to benchmark.json,
+host.json and models.json there; with --against it says what got slower since those in the folder
+BASELINE.
 
 Needs a Python environment with torch, triton, pytest, numpy, pip and setuptools: the active one,
 .venv, or that of python3. With matplotlib the benchmark is drawn, with mmcv's operators CARAFE is
@@ -141,6 +143,40 @@ compared() {
         echo "there is no $baseline/$1 to compare with"
     fi
 }
+models=()
+for name in baseline/bilinear sapa/sapa-b sapa/sapa-g sapa/sapa-i carafe/carafe \
+    index_net/index-net a2u/a2u; do
+    end=8xb2-160k_ade20k-512x512.py
+    models+=("configs/${name%/*}/segformer_mit-b1_${name#*/}_$end")
+done
+# ahead ARG...: runs the benchmark in the background, for what Triton keeps of it. What it finds
+# fastest beside others is not kept.
+ahead() {
+    SAPA_MM_CACHE=$(mktemp -d -p "$scratch") timeout 90 "$PYTHON" tools/benchmark.py --rounds 1 \
+        "$@" >/dev/null 2>&1 &
+}
+if { wanted benchmark || wanted models; } && [ "$cores" -ge 4 ]; then
+    say "Compiling side by side"
+    begun=$SECONDS
+    scratch=$(mktemp -d)
+    if wanted benchmark; then
+        ahead --host
+        for layout in nchw channels_last; do
+            for candidate in sapa_mm sapa-i-module sapa-b-module sapa-g-module; do
+                ahead --batch 2 --size 200 304 --dtypes float16 --layouts $layout \
+                    --candidates $candidate
+            done
+        done
+    fi
+    if wanted models && has mmseg; then
+        for model in "${models[@]}"; do
+            ahead --train-step --batch 2 --models "$model"
+        done
+    fi
+    wait
+    rm -rf "$scratch"
+    echo "compiling: $((SECONDS - begun)) s"
+fi
 if wanted benchmark; then
     has mmcv.ops || echo "without mmcv's operators CARAFE is not timed"
     compared host.json
@@ -155,12 +191,6 @@ if wanted benchmark; then
 fi
 
 if wanted models && has mmseg; then
-    models=()
-    for name in baseline/bilinear sapa/sapa-b sapa/sapa-g sapa/sapa-i carafe/carafe \
-        index_net/index-net a2u/a2u; do
-        end=8xb2-160k_ade20k-512x512.py
-        models+=("configs/${name%/*}/segformer_mit-b1_${name#*/}_$end")
-    done
     compared models.json
     step models 80 "$PYTHON" tools/benchmark.py --train-step --rounds 9 --models "${models[@]}" \
         "${options[@]}"
