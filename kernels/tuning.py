@@ -174,7 +174,6 @@ BACKWARD = Table(
         Entry(64, 64, 4, 3),  # 4 warps wait less for each other than 8
         Entry(64, 64, 4, 2),
         Entry(64, 64, 8, 2),  # fewer registers a thread
-        Entry(32, 64, 4, 3),  # more programs for small maps
     ),
     functools.partial(pixel_blocks, max_scores=MAX_SCORES // 4),
     float32=(Entry(32, 32, 4, 1),),  # as above, and half the scores

@@ -2,10 +2,11 @@
 
 Every entry of every tuning table is compiled for each target, in half precision with channels
 innermost and outermost, and the defaults in further dtypes, window sizes and ratios. A kernel fails
-that spills registers to memory inside a loop, or more than a few outside (which NVIDIA's assembler
-does by itself where one more program then fits on a multiprocessor), that takes more shared memory
-than the device gives a program, or that is in half precision and has no matrix instruction. Needs
-torch and triton.
+that takes more shared memory than the device gives a program, or that is in half precision and has
+no matrix instruction; a default also if it spills registers to memory inside a loop, or more than a
+few outside (which NVIDIA's assembler does by itself where one more program then fits on a
+multiprocessor). What is not the default is timed before it is used, so there a spill is no fault.
+Needs torch and triton.
 """
 
 import argparse
