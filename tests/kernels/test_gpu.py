@@ -69,8 +69,8 @@ def test_a_tuned_call_is_right(layout, monkeypatch):
         ('query', 'key', 'value'),
         kernel_size=5,
     )
-    # Forward, backward, and the assemblies backward of value and key.
-    assert len(launch._chosen) == 4
+    # Forward, and backward of query and key, and of the value.
+    assert len(launch._chosen) == 3
 
 
 def test_what_was_chosen_is_kept_for_the_next_process(monkeypatch, tmp_path):
@@ -169,20 +169,46 @@ def test_cpu_tensors_are_refused(op):
         op(*make_inputs(op))
 
 
+def tf32_tolerance(op, inputs, exact) -> float:
+    """How far TF32 may take a result from the exact one, relative to its largest value.
+
+    TF32 keeps 11 bits, of which hardware may cut the rest off: an operand is off by up to u = 2^-10
+    of it, an inner product by up to e = 2 u sum |q k|. A softmax turns that absolute error of its
+    scores into a relative one of the weights, of up to exp(2 e) - 1, since the sum that they are
+    divided by is off as well; the products with the values add 2 u. It is a property of the
+    numbers and not of a kernel: with scores of unit size and D = 8 it is a few percent.
+    """
+    u = 2.0**-10
+    if op is not point_affiliation:
+        # One product: against the largest value of its result.
+        low = reference.local_similarity if op is local_similarity else reference.assemble
+        magnitude = low(*(x.double().abs() for x in inputs), kernel_size=5).max()
+        return 2 * u * (magnitude / exact.abs().max()).item()
+    query, key, value = (x.double().abs() for x in inputs)
+    scores = 2 * u * reference.local_similarity(query, key, kernel_size=5).max()
+    weights = torch.expm1(2 * scores) + 2 * u
+    return (weights * value.max() / exact.abs().max()).item()
+
+
 @each_op
 def test_tf32_where_the_precision_allows_it(op):
-    """With 'high' the products may be rounded to TF32's 11 bits, with 'highest' they are not."""
+    """With 'high' products are as exact as TF32 is, with 'highest' they are exact."""
     inputs, grad = make_call(op, torch.float32)
     with backend('torch'):
         exact = forward_and_gradients(op, [tensor.double() for tensor in inputs], grad.double())
+    tf32 = tf32_tolerance(op, inputs, exact[0])
+    assert tf32 < 0.1, 'there is nothing to see'
     before = torch.get_float32_matmul_precision()
     try:
         for precision in ('highest', 'high'):
             torch.set_float32_matmul_precision(precision)
-            tolerance = TOLERANCES[torch.float32 if precision == 'highest' else torch.float16]
             with backend('triton'):
                 actual = forward_and_gradients(op, inputs, grad)
-            for got, expected in zip(actual, exact, strict=True):
+            for i, (got, expected) in enumerate(zip(actual, exact, strict=True)):
+                # A gradient has two more such products in a row.
+                tolerance = tf32 if i == 0 else 3 * tf32
+                if precision == 'highest':
+                    tolerance = TOLERANCES[torch.float32]
                 assert_close_to_reference(got, expected, tolerance=tolerance)
     finally:
         torch.set_float32_matmul_precision(before)
