@@ -143,9 +143,13 @@ def moments(block, start, channels, BLOCK_C: tl.constexpr):
     wide = block.to(tl.float32)
     count = tl.minimum(channels - start, BLOCK_C).to(tl.float32)
     mean = tl.sum(wide, 1) / count
-    there = start + tl.arange(0, BLOCK_C) < channels
-    centred = tl.where(there[None, :], wide - mean[:, None], 0.0)
-    return count, mean, tl.sum(centred * centred, 1)
+    there = (start + tl.arange(0, BLOCK_C) < channels)[None, :]
+    rest = tl.where(there, wide - mean[:, None], 0.0)
+    if block.dtype == tl.float32:
+        # The first sum rounds as the mean is large, this one as the deviation is.
+        mean += tl.sum(rest, 1) / count
+        rest = tl.where(there, wide - mean[:, None], 0.0)
+    return count, mean, tl.sum(rest * rest, 1)
 
 
 @triton.jit
@@ -268,13 +272,16 @@ def embedding_fwd_kernel(
         else:
             for d in range(0, 1 if ONE_D else embed, BLOCK_D):
                 values = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
+                # What is left of the mean in the operands, and is made up for behind the product.
+                rest = tl.zeros((BLOCK_P,), tl.float32)
                 if ONE_BLOCK:
                     if not ONE_D:
                         w, w_sums, shift = fold(
                             weight_ptr, bias_ptr, norm_weight_ptr, norm_bias_ptr, d, embed, 0,
                             channels, dtype, BLOCK_D, BLOCK_C,
                         )  # fmt: skip
-                    values = dot(centred(block, mean), tl.trans(w), values, PRECISION)
+                    operand, rest = centred(block, mean, 0, channels, BLOCK_C)
+                    values = dot(operand, tl.trans(w), values, PRECISION)
                 else:
                     w_sums = tl.zeros((BLOCK_D,), tl.float32)
                     shift = tl.zeros((BLOCK_D,), tl.float32)
@@ -284,13 +291,16 @@ def embedding_fwd_kernel(
                             weight_ptr, None, norm_weight_ptr, norm_bias_ptr, d, embed, c,
                             channels, dtype, BLOCK_D, BLOCK_C,
                         )  # fmt: skip
-                        values = dot(centred(more, mean), tl.trans(w), values, PRECISION)
+                        operand, more_rest = centred(more, mean, c, channels, BLOCK_C)
+                        values = dot(operand, tl.trans(w), values, PRECISION)
+                        rest += more_rest
                         w_sums += more_sums
                         shift += more_shift
                     if bias_ptr is not None:
                         shift += load_vector(bias_ptr, d, embed, BLOCK_D)
-                if dtype != tl.float32:
-                    values -= mean[:, None] * w_sums[None, :]
+                if NORMALIZE:
+                    rest = rest / channels if dtype == tl.float32 else mean
+                    values -= rest[:, None] * w_sums[None, :]
                 values = values * reciprocal[:, None] + shift[None, :]
                 values = mix(values, gate, addend, image, index, inside, d, embed, high_y,
                              high_x, cells_y, cells_x, BLOCK_D)  # fmt: skip
@@ -298,15 +308,22 @@ def embedding_fwd_kernel(
 
 
 @triton.jit
-def centred(block, mean):
+def centred(block, mean, start, channels, BLOCK_C: tl.constexpr):
     """Subtract the means of the rows where sums could not bear it to be done later.
 
     Products of 16 bits are exact in float32, and sums of few of them nearly so: there the mean is
     made up for behind the product, and the block may go to the matrix units as it comes.
+
+    Returns:
+        The block (P, BLOCK_C), channels from ``start``, and in float32 the sums (P,) of what is
+        left: a mean is rounded.
     """
+    rest = tl.zeros((block.shape[0],), tl.float32)
     if block.dtype == tl.float32:
         block = block - mean[:, None]
-    return block
+        there = (start + tl.arange(0, BLOCK_C) < channels)[None, :]
+        rest = tl.sum(tl.where(there, block, 0.0), 1)
+    return block, rest
 
 
 @triton.jit

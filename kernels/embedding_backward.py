@@ -26,7 +26,7 @@ from .embedding import (
     request_of,
     start,
 )
-from .flat import flat, flat_rows
+from .flat import flat, flat_rows, is_flat
 from .launch import Constants, Device, Plan, device_of, plan_fixed, run
 from .window import dot, first_child, load_rows, store_rows
 
@@ -150,9 +150,14 @@ def embedding_bwd_kernel(
                     BLOCK_P, BLOCK_C, BLOCK_D,
                 )  # fmt: skip
             if NORMALIZE:
-                block = (block.to(tl.float32) - mean[:, None]) * reciprocal[:, None]
-                first, second = tl.sum(x_grad, 1), tl.sum(x_grad * block, 1)
-                x_grad -= (first / channels)[:, None] + block * (second / channels)[:, None]
+                block, rest = centred(block, mean, 0, channels, BLOCK_C)
+                if dtype == tl.float32:
+                    wide = block - (rest / channels)[:, None]
+                else:
+                    wide = block.to(tl.float32) - mean[:, None]
+                wide *= reciprocal[:, None]
+                first, second = tl.sum(x_grad, 1), tl.sum(x_grad * wide, 1)
+                x_grad -= (first / channels)[:, None] + wide * (second / channels)[:, None]
             store_rows(target, 0, channels, x_grad * factor[:, None], BLOCK_C)
         else:
             if NORMALIZE:
@@ -249,7 +254,8 @@ def embedding_sums_kernel(
             top = tl.where(top > 0.0, top, 1.0)
             scaled = (rows * (factor / top)[:, None]).to(dtype)
             nothing = tl.zeros((BLOCK_C, BLOCK_D), tl.float32)
-            sums += top * dot(tl.trans(centred(block, mean)), scaled, nothing, PRECISION)
+            block, _ = centred(block, mean, c, channels, BLOCK_C)
+            sums += top * dot(tl.trans(block), scaled, nothing, PRECISION)
             if dtype != tl.float32:
                 shift += top * tl.sum(scaled.to(tl.float32) * mean[:, None], 0)
         else:
@@ -433,6 +439,12 @@ def backward(
         grads: Those that are written, by the names of the inputs above; of parameters contiguous.
     """
     x, grad, gate, addend = flat(x), flat(grad), flat(gate), flat(addend)
+    # A gradient lies in memory as its input, which need not be as the kernels write.
+    others = {name: y for name, y in grads.items() if y.dim() == 4 and not is_flat(y)}
+    grads = grads | {
+        name: torch.empty_like(y, memory_format=torch.contiguous_format)
+        for name, y in others.items()
+    }
     weight = contiguous(weight)
     norm_weight, norm_bias = contiguous(norm_weight), contiguous(norm_bias)
     (n, c, height, width), embed = x.shape, grad.shape[1]
@@ -528,3 +540,5 @@ def backward(
             ),
             {},
         )
+    for name, y in others.items():
+        y.copy_(grads[name])

@@ -40,11 +40,14 @@ def relay_kernel(x, out, channels, pixels, tiles, BLOCK_P: tl.constexpr, BLOCK_C
         store_rows(target, c, channels, load_rows(source, c, channels, BLOCK_C), BLOCK_C)
 
 
+def is_flat(x: Tensor) -> bool:
+    """Return whether the rows of pixels of a map follow each other in memory."""
+    return x.shape[2] == 1 or x.stride(2) == x.shape[3] * x.stride(3)
+
+
 def flat(x: Tensor | None) -> Tensor | None:
     """Return a map whose rows of pixels follow each other in memory: itself, if they do."""
-    if x is None or x.shape[2] == 1 or x.stride(2) == x.shape[3] * x.stride(3):
-        return x
-    return x.clone(memory_format=torch.contiguous_format)
+    return x if x is None or is_flat(x) else x.clone(memory_format=torch.contiguous_format)
 
 
 def is_wide(*maps: Tensor | None) -> bool:

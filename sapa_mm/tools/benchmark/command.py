@@ -227,7 +227,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     options, shapes = parse(argv, prog, __doc__)
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.device.type == 'cuda':
+    if options.device.index is not None:
         torch.cuda.set_device(options.device)
     kind = kind_of(options)
     if kind == 'rows':
