@@ -444,7 +444,8 @@ def plan(
         blocks['ONE_D'] = blocks['BLOCK_D'] >= request.embed
         # Blocks of pixels that are under way, and the weight.
         rows = max(entry.num_stages - 1, 1) * entry.pixels + blocks['BLOCK_D']
-        if rows * block_c * itemsize > device.shared_bytes and entry is not entries[-1]:
+        crowded = rows * block_c * itemsize > device.shared_bytes
+        if crowded and (launches or entry is not entries[-1]):
             continue
         tiles = -(-request.pixels // entry.pixels)
         programs = min(request.images * tiles, entry.programs * device.processors)
