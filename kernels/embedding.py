@@ -450,7 +450,7 @@ def plan(
         extent=(tuning.MAX_EXTENT, tuning.MAX_EXTENT),
         magnitude=(request.images * request.pixels).bit_length() // 2,
     )
-    launches: dict[tuple, Launch] = {}
+    crowds: dict[int, dict[tuple, Launch]] = {}  # by the bytes that are not there
     entries = request.entries.rows if request.channels_last else request.entries.planes
     whole = tuning.power_of_2(request.channels)
     one = whole * 64 * itemsize <= MAX_TILE_BYTES and request.embed <= 64
@@ -469,8 +469,7 @@ def plan(
         blocks['ONE_D'] = blocks['BLOCK_D'] >= request.embed
         # Blocks of pixels that are under way, and the weight.
         rows = max(entry.num_stages - 1, 1) * entry.pixels + blocks['BLOCK_D']
-        if rows * block_c * itemsize > device.shared_bytes and entry is not entries[-1]:
-            continue
+        crowded = max(0, rows * block_c * itemsize - device.shared_bytes)
         tiles = -(-request.pixels // entry.pixels)
         programs = min(request.images * tiles, entry.programs * device.processors)
         arguments: dict[str, object] = dict(tiles=tiles)
@@ -485,8 +484,10 @@ def plan(
         warps = entry.num_warps * 32 // device.warp_size
         given = {k: v for k, v in (*constants, *blocks.items()) if k in names}
         item = Launch(kernel, programs, arguments, given, warps, entry.num_stages)
-        launches.setdefault((*blocks.values(), programs, warps, entry.num_stages), item)
-    return problem, tuple(launches.values())
+        found = crowds.setdefault(crowded, {})
+        found.setdefault((*blocks.values(), programs, warps, entry.num_stages), item)
+    # Where nothing fits by this estimate, what lacks the least room is left.
+    return problem, tuple(crowds[min(crowds)].values())
 
 
 def parts_of(request: _Request, device: Device) -> int:
