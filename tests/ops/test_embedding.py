@@ -155,7 +155,7 @@ def test_opcheck_of_the_backward(device):
     for needs in ([True] * 7, [False, True, False, False, True, False, True]):
         torch.library.opcheck(
             torch.ops.sapa_mm.embed_backward.default,
-            (out, made["x"], statistics, *arguments, out, needs),
+            (out, made['x'], statistics, *arguments, out, needs),
         )
 
 
