@@ -356,7 +356,8 @@ def backward(
         parts = None
         if grad_key is not None:
             rows = most_rows(affiliation_bwd_kernel, tiles, value, constants)
-            parts = key.new_empty(rows, key.shape[1])
+            # In 16 bits the parts of the least gradients would be lost before they are a sum.
+            parts = key.new_empty(rows, key.shape[1], dtype=torch.float32)
         item = run(
             affiliation_bwd_kernel,
             planned(affiliation_bwd_kernel, tiles, value),

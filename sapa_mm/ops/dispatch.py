@@ -240,7 +240,7 @@ class Operator:
         Differentiable.__name__ = self.library_op._name
         self._autograd = Differentiable
 
-    def __call__(self, *inputs: object) -> Any:
+    def __call__(self, *inputs: Any) -> Any:
         """Compute the operator; all of its arguments are given by place."""
         if _is_watched():
             return self.library_op(*inputs)

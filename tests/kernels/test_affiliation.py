@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from testing_utils import (
@@ -6,6 +8,7 @@ from testing_utils import (
     LAYOUTS,
     NORMALIZATIONS,
     SIZES,
+    TOLERANCES,
     Sizes,
     affiliation_inputs,
     assert_close_to_reference,
@@ -214,9 +217,16 @@ def test_scores_beyond_the_range_of_fp16(normalization, kernel_device):
     assert reference.local_similarity(*exact[:2]).abs().max() > 2 * torch.finfo(torch.float16).max
     actual = run(inputs, grad, normalization=normalization)
     expected = run_reference(inputs, grad, normalization=normalization)
+    # The value's gradient comes from scores that are computed once more, maybe in another order:
+    # what float32 rounds of them is a part of a softmax's weights.
+    largest = reference.local_similarity(*exact[:2]).abs().max().item()
+    rounded = math.expm1(2 * 2**-24 * largest) if normalization == 'softmax' else 0.0
     # Where h is flat, as that of sigmoid is at such scores, query and key have no gradient.
     for what, got, correct in zip(RESULTS, actual, expected, strict=True):
-        assert_close_to_reference(got, correct, floor=FP16_TINY, what=what)
+        tolerance = TOLERANCES[torch.float16]
+        if what == 'gradient of value':
+            tolerance += rounded
+        assert_close_to_reference(got, correct, tolerance=tolerance, floor=FP16_TINY, what=what)
 
 
 @pytest.mark.parametrize('normalization', ['softmax', 'softplus', 'none'])

@@ -11,7 +11,7 @@ from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-from sapa_mm.kernels import affiliation
+from sapa_mm.kernels import affiliation_backward
 from sapa_mm.ops import backend
 
 SAPA = Path(__file__).parents[2] / 'configs' / 'sapa'
@@ -60,13 +60,13 @@ def train(name: str, device: str) -> tuple[list[float], dict, dict]:
 @pytest.mark.slow
 def test_training_is_that_of_the_torch_backend(kernel_device, monkeypatch):
     calls = []
-    real = affiliation.backward
+    real = affiliation_backward.backward
 
     def counting(*args, **kwargs):
         calls.append(args)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(affiliation, 'backward', counting)
+    monkeypatch.setattr(affiliation_backward, 'backward', counting)
     expected, _, parameters = train('torch', kernel_device)
     assert not calls
     actual, before, after = train('triton', kernel_device)
