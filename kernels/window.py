@@ -343,9 +343,9 @@ def fit(rows, DTYPE: tl.constexpr, SCALED: tl.constexpr):
         The matrix, and the factor of each row.
     """
     if SCALED:
+        # The factor of a row of zeros is 0: one of 1 would be the largest of all.
         scale = tl.max(tl.abs(rows), 1)
-        scale = tl.where(scale > 0, scale, 1.0)
-        rows = rows / scale[:, None]
+        rows = rows / tl.where(scale > 0, scale, 1.0)[:, None]
     else:
         scale = tl.full((rows.shape[0],), 1.0, tl.float32)
     return rows.to(DTYPE), scale

@@ -23,7 +23,7 @@ from testing_utils import (
 
 import sapa_mm
 from sapa_mm import ops
-from sapa_mm.kernels import affiliation, assembly, similarity
+from sapa_mm.kernels import affiliation, affiliation_backward, assembly, similarity
 from sapa_mm.ops import assemble, backend, local_similarity, point_affiliation, unavailable
 
 SMALL = Sizes(1, 6, 5, (3, 4), (6, 7))
@@ -61,7 +61,7 @@ def calls(monkeypatch) -> Counter:
 
         monkeypatch.setattr(module, name, counting)
 
-    for module in (affiliation, assembly, similarity):
+    for module in (affiliation, affiliation_backward, assembly, similarity):
         for name in ('forward', 'backward'):
             # The gradients of similarity are assemblies.
             if hasattr(module, name):
