@@ -3,10 +3,10 @@
 Every entry of every tuning table is compiled for each target, in half precision with channels
 innermost and outermost, and the defaults in further dtypes, window sizes and ratios. A kernel fails
 that takes more shared memory than the device gives a program, or that is in half precision and has
-no matrix instruction; a default also if it spills registers to memory more than once inside loops, or
-more than a few times outside (which NVIDIA's assembler does by itself where one more program then fits on a
-multiprocessor). What is not the default is timed before it is used, so there a spill is no fault.
-Needs torch and triton.
+no matrix instruction; a default also if it spills registers to memory more than once inside loops,
+or more than a few times outside (which NVIDIA's assembler does by itself where one more program
+then fits on a multiprocessor). What is not the default is timed before it is used, so there a spill
+is no fault. Needs torch and triton.
 """
 
 import argparse
