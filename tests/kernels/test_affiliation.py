@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -17,6 +18,7 @@ from testing_utils import (
     make_tensor,
 )
 
+from sapa_mm.kernels import affiliation_backward, launch
 from sapa_mm.ops import backend, point_affiliation, reference
 
 pytestmark = pytest.mark.usefixtures('poisoned_memory')
@@ -272,18 +274,60 @@ def test_gradient_of_a_sum(kernel_device):
         assert_close_to_reference(got, correct, margin=(4, 4), what=what)
 
 
-@pytest.mark.parametrize('wanted', [(0,), (1,), (2,), (0, 1), (1, 2)])
-def test_only_some_inputs_need_a_gradient(wanted, kernel_device):
+SUBSETS = [x for n in range(4) for x in itertools.combinations(range(3), n)]
+
+
+@pytest.mark.parametrize('border', ['zero', 'replicate'])
+@pytest.mark.parametrize('normalization', ['softmax', 'none'])
+@pytest.mark.parametrize('wanted', SUBSETS[1:], ids=str)
+def test_only_some_inputs_need_a_gradient(wanted, normalization, border, kernel_device):
+    options = dict(normalization=normalization, border=border)
     inputs = affiliation_inputs(SMALL, device=kernel_device)
     grad = make_tensor(1, 7, 8, 9, device=kernel_device)
-    _, *expected = run_reference(inputs, grad)
+    _, *expected = run_reference(inputs, grad, **options)
     for position in wanted:
         inputs[position].requires_grad_()
     with backend('triton'):
-        out = point_affiliation(*inputs)
-    got = torch.autograd.grad(out, [inputs[position] for position in wanted], grad)
-    for position, gradient in zip(wanted, got, strict=True):
-        assert_close_to_reference(gradient, expected[position], what=NAMES[position])
+        point_affiliation(*inputs, **options).backward(grad)
+    for position, tensor in enumerate(inputs):
+        if position in wanted:
+            assert_close_to_reference(tensor.grad, expected[position], what=NAMES[position])
+        else:
+            assert tensor.grad is None, NAMES[position]
+
+
+SCORES, KEY, VALUE = (f'affiliation_{name}bwd_kernel' for name in ('', 'key_', 'value_'))
+
+
+@pytest.mark.parametrize('normalization', NORMALIZATIONS)
+@pytest.mark.parametrize('wanted', SUBSETS, ids=str)
+def test_gradients_not_asked_for_are_not_computed(wanted, normalization):
+    """What is launched for each subset, and what each launch is given to write to."""
+    query, key, value = (x.to('meta') for x in affiliation_inputs(SMALL, layout='channels_last'))
+    grads = [x if i in wanted else None for i, x in enumerate((query, key, value))]
+    grad = make_tensor(1, 7, 8, 9, layout='channels_last').to('meta')
+    with launch.record(launch.INTERPRETER) as launches:
+        affiliation_backward.backward(
+            grad, query, key, value, *grads, 5, normalization, 1.0, 'zero', 1e-6
+        )
+    # Weights that nothing is divided by need no scale from the scores.
+    scale = 2 in wanted and normalization != 'none'
+    expected = []
+    if 0 in wanted or 1 in wanted or scale:
+        expected.append(SCORES)
+    if 1 in wanted:
+        expected.append(KEY)
+    if 2 in wanted:
+        expected.append(VALUE)
+    found = {item.kernel.__name__: item.arguments for item in launches}
+    assert [item.kernel.__name__ for item in launches] == expected
+    if SCORES in found:
+        written = [
+            found[SCORES][name] is not None for name in ('grad_query', 'parts_ptr', 'scale_ptr')
+        ]
+        assert written == [0 in wanted, 1 in wanted, scale]
+    if VALUE in found:
+        assert (found[VALUE]['scale_ptr'] is not None) == scale
 
 
 def test_inputs_are_not_written_to(kernel_device):

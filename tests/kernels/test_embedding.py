@@ -157,6 +157,7 @@ def test_offsets_of_64_bits_give_the_same(case, layout, kernel_device, monkeypat
     grad = make_tensor(case.n, width, *case.high, device=kernel_device)
     narrow = run_kernels(case, tensors, grad, torch.channels_last)
     asked = []
+    monkeypatch.setattr(launch, '_calls', {})  # what is there for these tensors
     monkeypatch.setattr(embedding, 'is_wide', lambda *maps: asked.append(maps) or True)
     wide = run_kernels(case, tensors, grad, torch.channels_last)
     # Of the forward, of the map's gradient, and of the sums for parameters.
@@ -209,7 +210,8 @@ def test_channels_innermost(shape, layout, dtype, kernel_device):
     copy = x.clone()
     out = flat.channels_innermost(x)
     assert out.stride(1) == 1
-    assert out.is_contiguous(memory_format=torch.channels_last)
+    if out is not x:  # An expanded map may have them there already.
+        assert out.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(out, x)
     assert torch.equal(x, copy)
 

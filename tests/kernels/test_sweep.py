@@ -8,6 +8,7 @@ import random
 from typing import NamedTuple
 
 import pytest
+import testing_embedding
 import torch
 from testing_utils import (
     BORDERS,
@@ -33,13 +34,14 @@ NAMES = {
     'point_affiliation': ('query', 'key', 'value'),
     'local_similarity': ('query', 'key'),
     'assemble': ('weights', 'value'),
+    'embed': ('x', 'low'),  # what is of one resolution lies in memory alike
 }
 
 
 class Case(NamedTuple):
     """One call.
 
-    The last of the layouts is that of the gradient; ``mean`` is that of query and key.
+    The last of the layouts is that of the gradient; ``mean`` is that of query and key, or of x.
     """
 
     seed: int
@@ -74,8 +76,10 @@ def draw_sizes(draw: random.Random, kernel_size: int, d: int, c: int, least: int
 
 def draw_case(seed: int) -> Case:
     draw = random.Random(seed)
-    operator = draw.choices(list(NAMES), [2, 1, 1])[0]
+    operator = draw.choices(list(NAMES), [4, 2, 2, 1])[0]
     dtype = draw.choice(KERNEL_DTYPES)
+    if operator == 'embed':
+        return draw_embedding(draw, seed, dtype)
     options = {'kernel_size': draw.choice([1, 3, 5, 7, 9])}
     d, c = draw.randint(1, 40), draw.randint(1, 40)
     if draw.random() < 0.1:
@@ -102,6 +106,47 @@ def draw_case(seed: int) -> Case:
     return Case(seed, operator, dtype, sizes, tuple(layouts), mean, options)
 
 
+def draw_embedding(draw: random.Random, seed: int, dtype: torch.dtype) -> Case:
+    """A call of `embed` with any of its options.
+
+    Two channels or one are plus or minus 1 once they are standardized, and a gate of one value is a
+    single sum: such gradients cancel to about zero.
+    """
+    d, c = draw.choice([1, 7, 32, 40, 70]), draw.randint(4, 150)
+    sizes = draw_sizes(draw, 1, d, c, least=2)
+    projected, normalize = draw.choice([(True, True), (True, True), (True, False), (False, True)])
+    names = [('weight', 'bias')[: draw.randint(1, 2)]] if projected else []
+    if normalize:
+        names.append(draw.choice([(), ('norm_weight',), ('norm_weight', 'norm_bias')]))
+    names.append(draw.choice([(), ('addend',), ('gate', 'addend')]))
+    options = dict(
+        tensors=tuple(name for group in names for name in group),
+        normalize=normalize,
+        eps=draw.choice([1e-5, 1e-2]),
+        parameter_dtype=draw.choice([dtype, torch.float32]),
+    )
+    layouts = tuple(draw.choice(LAYOUTS) for _ in range(3))
+    return Case(seed, 'embed', dtype, sizes, layouts, draw.choice([0.0, 0.5, 3.0]), options)
+
+
+def check_embedding(case: Case, device: str) -> None:
+    layout, low_layout, grad_layout = case.layouts
+    with ops.backend('triton'):
+        testing_embedding.check_case(
+            testing_embedding.Case(
+                str(case.seed),
+                **case.sizes._asdict(),
+                **case.options,
+                dtype=case.dtype,
+                layout=layout,
+                low_layout=low_layout,
+                grad_layout=grad_layout,
+                mean=case.mean,
+            ),
+            device,
+        )
+
+
 def make_inputs(case: Case, device: str) -> list[torch.Tensor]:
     n, d, c, low, high = case.sizes
     channels = {
@@ -124,6 +169,9 @@ def make_inputs(case: Case, device: str) -> list[torch.Tensor]:
 
 def check_case(case: Case, device: str) -> None:
     torch.manual_seed(case.seed)
+    if case.operator == 'embed':
+        check_embedding(case, device)
+        return
     inputs = make_inputs(case, device)
     # All positions are one pixel: the gradients of normalized weights cancel to about zero.
     one_pixel = case.options['kernel_size'] == 1 or (
