@@ -6,7 +6,9 @@ with require('mmsegmentation', __name__, f'{INSTALL["mmcv"]} {INSTALL["mmseg"]}'
     import mmseg.models  # noqa: F401
 
 from .boundary_iou import BoundaryIoU
+from .bsds import BSDS500Dataset, ConvertToLab, LoadBSDSAnnotations
 from .clustered_features import ClusterDecoding, ClusteredFeatures
+from .connectivity import connect_superpixels
 from .fpn import GuidedFPN
 from .fpn_head import GuidedFPNHead
 from .hc_fpn import HCFPN
@@ -32,9 +34,11 @@ from .uper_head import GuidedUPerHead
 
 __all__ = [
     'HCFPN',
+    'BSDS500Dataset',
     'BoundaryIoU',
     'ClusterDecoding',
     'ClusteredFeatures',
+    'ConvertToLab',
     'GuidedFPN',
     'GuidedFPNHead',
     'GuidedSegformerHead',
@@ -46,10 +50,12 @@ __all__ = [
     'HCPSPHead',
     'HCResNet',
     'HCUPerHead',
+    'LoadBSDSAnnotations',
     'SuperpixelEncoderDecoder',
     'SuperpixelMetric',
     'SuperpixelVisualizationHook',
     'achievable_segmentation_accuracy',
     'boundary_recall',
+    'connect_superpixels',
     'image_superpixels',
 ]
