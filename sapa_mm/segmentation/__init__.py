@@ -5,7 +5,9 @@ from ..frameworks import INSTALL, require
 with require('mmsegmentation', __name__, f'{INSTALL["mmcv"]} {INSTALL["mmseg"]}'):
     import mmseg.models  # noqa: F401
 
+from .balanced_loss import BalancedCrossEntropyLoss
 from .boundary_iou import BoundaryIoU
+from .camvid import CamVidDataset
 from .clustered_features import ClusterDecoding, ClusteredFeatures
 from .fpn import GuidedFPN
 from .fpn_head import GuidedFPNHead
@@ -20,6 +22,8 @@ from .hc_heads import (
 )
 from .hc_resnet import HCResNet
 from .segformer_head import GuidedSegformerHead
+from .segnet import SegNetBasic, SegNetVGG
+from .segnet_head import SegNetHead
 from .superpixel_hook import SuperpixelVisualizationHook
 from .superpixels import (
     SuperpixelEncoderDecoder,
@@ -32,7 +36,9 @@ from .uper_head import GuidedUPerHead
 
 __all__ = [
     'HCFPN',
+    'BalancedCrossEntropyLoss',
     'BoundaryIoU',
+    'CamVidDataset',
     'ClusterDecoding',
     'ClusteredFeatures',
     'GuidedFPN',
@@ -46,6 +52,9 @@ __all__ = [
     'HCPSPHead',
     'HCResNet',
     'HCUPerHead',
+    'SegNetBasic',
+    'SegNetHead',
+    'SegNetVGG',
     'SuperpixelEncoderDecoder',
     'SuperpixelMetric',
     'SuperpixelVisualizationHook',
