@@ -5,8 +5,10 @@ from ..frameworks import INSTALL, require
 with require('mmsegmentation', __name__, f'{INSTALL["mmcv"]} {INSTALL["mmseg"]}'):
     import mmseg.models  # noqa: F401
 
+from .balanced_loss import BalancedCrossEntropyLoss
 from .boundary_iou import BoundaryIoU
 from .bsds import BSDS500Dataset, ConvertToLab, LoadBSDSAnnotations
+from .camvid import CamVidDataset
 from .clustered_features import ClusterDecoding, ClusteredFeatures
 from .connectivity import connect_superpixels
 from .fpn import GuidedFPN
@@ -22,6 +24,8 @@ from .hc_heads import (
 )
 from .hc_resnet import HCResNet
 from .segformer_head import GuidedSegformerHead
+from .segnet import SegNetBasic, SegNetVGG
+from .segnet_head import SegNetHead
 from .superpixel_hook import SuperpixelVisualizationHook
 from .superpixels import (
     SuperpixelEncoderDecoder,
@@ -35,7 +39,9 @@ from .uper_head import GuidedUPerHead
 __all__ = [
     'HCFPN',
     'BSDS500Dataset',
+    'BalancedCrossEntropyLoss',
     'BoundaryIoU',
+    'CamVidDataset',
     'ClusterDecoding',
     'ClusteredFeatures',
     'ConvertToLab',
@@ -51,6 +57,9 @@ __all__ = [
     'HCResNet',
     'HCUPerHead',
     'LoadBSDSAnnotations',
+    'SegNetBasic',
+    'SegNetHead',
+    'SegNetVGG',
     'SuperpixelEncoderDecoder',
     'SuperpixelMetric',
     'SuperpixelVisualizationHook',
