@@ -26,6 +26,8 @@ from .hc_resnet import HCResNet
 from .segformer_head import GuidedSegformerHead
 from .segnet import SegNetBasic, SegNetVGG
 from .segnet_head import SegNetHead
+from .ssn import SSN, superpixel_grid
+from .ssn_features import SSNFeatures
 from .superpixel_hook import SuperpixelVisualizationHook
 from .superpixels import (
     SuperpixelEncoderDecoder,
@@ -38,6 +40,7 @@ from .uper_head import GuidedUPerHead
 
 __all__ = [
     'HCFPN',
+    'SSN',
     'BSDS500Dataset',
     'BalancedCrossEntropyLoss',
     'BoundaryIoU',
@@ -57,6 +60,7 @@ __all__ = [
     'HCResNet',
     'HCUPerHead',
     'LoadBSDSAnnotations',
+    'SSNFeatures',
     'SegNetBasic',
     'SegNetHead',
     'SegNetVGG',
@@ -67,4 +71,5 @@ __all__ = [
     'boundary_recall',
     'connect_superpixels',
     'image_superpixels',
+    'superpixel_grid',
 ]

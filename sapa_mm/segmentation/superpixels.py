@@ -163,14 +163,14 @@ def image_superpixels(
     levels = superpixels(features.assignments, tuple(inputs.shape[2:]))
     return [
         {
-            stride: _to_original(level[i], meta)
+            stride: to_original(level[i], meta)
             for stride, level in zip(model.backbone.cluster_strides, levels, strict=True)
         }
         for i, meta in enumerate(metas)
     ]
 
 
-def _to_original(labels: Tensor, meta: Mapping) -> Tensor:
+def to_original(labels: Tensor, meta: Mapping) -> Tensor:
     """Undo padding, flip and resizing of a label map (height, width)."""
     left, right, top, bottom = meta.get('img_padding_size', meta.get('padding_size', (0, 0, 0, 0)))
     height, width = labels.shape
