@@ -91,8 +91,11 @@ class MaxUnpooling(PairedUpsampler):
         """
         self.check_inputs(x, guide)
         encoding = self._encoding(guide, encoding, self.in_channels)
-        is_maximum = torch.zeros(guide.shape, dtype=torch.bool, device=guide.device)
-        is_maximum.flatten(2).scatter_(2, encoding.flatten(2), True)
+        places = encoding.flatten(2)
+        nowhere = torch.zeros(guide.shape, dtype=torch.bool, device=guide.device).flatten(2)
+        # `torch.jit.trace`, which counts FLOPs, knows no other form.
+        is_maximum = nowhere.scatter(2, places, torch.ones_like(places, dtype=torch.bool))
+        is_maximum = is_maximum.view(guide.shape)
         is_maximum = in_format_of(x, is_maximum)
         return torch.where(is_maximum, upsample_parent(x, tuple(guide.shape[2:])), 0)
 
