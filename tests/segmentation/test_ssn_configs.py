@@ -32,14 +32,13 @@ def test_config(path):
     assert cfg.train_dataloader.batch_size == int(batch)
     assert cfg.crop_size == (int(crop), int(crop))
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    model.data_preprocessor.size = None
+    model.data_preprocessor.size = (64, 64)
     model.train_cfg['num_superpixels'] = 16
     data = samples(cfg)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     logged = model.train_step(data, optim_wrapper)
     assert {'loss_reconstruction', 'loss_compactness'} <= logged.keys()
     for name, p in model.named_parameters():
-        assert p.grad is not None and p.grad.any(), name
         assert not p.equal(before[name]), name
     model.test_cfg['numbers'] = (9, 30)
     (result,) = model.eval().test_step({key: values[:1] for key, values in samples(cfg).items()})

@@ -16,6 +16,7 @@ KINDS = {
     'host': 'host times',
     'models': 'predictions of models',
     'training': 'training steps',
+    'clustering': 'forms of soft_slic',
 }
 Place = tuple[str, ...]  # what was timed, in words
 
@@ -51,6 +52,9 @@ def times(record: Mapping[str, Any]) -> Iterator[tuple[Place, float | None]]:
         for label in PASSES:
             context = 'autocast' if row['autocast'] else 'no autocast'
             yield (context, row['candidate'], label), row[label].get('us')
+    for row in record.get('clustering', ()):
+        for label in PASSES:
+            yield (f'batch {record["batch"]}', row['candidate'], label), row[label].get('ms')
     size = 'x'.join(map(str, (record.get('batch'), *record.get('size', ()))))
     for row in record.get('models', ()):
         yield (size, row['config'], 'prediction'), row['ms']

@@ -17,7 +17,8 @@ the output once. Backward: read the output's gradient and the three inputs, writ
 is given as a share of the bandwidth of a copy, read plus written, made in the same round.
 
 --models compares what whole models predict instead: time, parameters and FLOPs; with --train-step
-their training steps as well: time and peak memory. --host times what calls take of the host.
+their training steps as well: time and peak memory. --host times what calls take of the host,
+--soft-slic the grouping of pixels into superpixels.
 --against compares any of these with what --json wrote before.
 
 Needs torch alone. CARAFE needs mmcv with its operators, and a plot matplotlib.
@@ -33,6 +34,7 @@ import torch
 from ..output import write_json
 from .against import report
 from .candidates import OURS
+from .clustering import GRID, SIDE, clustering_table, measure_clustering
 from .host import SHAPE, host_table, measure_host
 from .measure import measure
 from .options import kind_of, parse
@@ -142,6 +144,29 @@ def compare_host(options: argparse.Namespace) -> Outcome:
     return {'environment': info, 'host': [row.record() for row in rows]}, int(failed and on_gpu)
 
 
+def compare_clustering(options: argparse.Namespace) -> Outcome:
+    """Measure the forms of differentiable SLIC, and print.
+
+    Args:
+        options: The parsed options.
+
+    Returns:
+        What the JSON is to hold, and the exit status: 1 if ours failed its check or could not run.
+    """
+    info = environment(options.device)
+    batch = options.batch or 8
+    print(environment_line(info))
+    print(
+        f'{batch} x {SIDE} x {SIDE}, {GRID[0] * GRID[1]} superpixels, float32; times soft_slic in '
+        'brackets, and the memory beyond the results.\n'
+    )
+    rows = measure_clustering(batch, options.rounds, Stopwatch(options.device))
+    print(clustering_table(rows), end='\n\n')
+    failed = isinstance(rows[0].passes[PASSES[0]], NotTimed)
+    record = [row.record() for row in rows]
+    return {'environment': info, 'batch': batch, 'clustering': record}, int(failed)
+
+
 def operators_record(
     info: Mapping[str, str], shapes: Sequence[Shape], rows: Sequence[Row]
 ) -> dict[str, object]:
@@ -233,7 +258,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     if kind == 'rows':
         record, status = compare_operators(options, shapes)
     else:
-        modes = {'host': compare_host, 'models': compare_models, 'training': compare_training}
+        modes = {
+            'host': compare_host,
+            'models': compare_models,
+            'training': compare_training,
+            'clustering': compare_clustering,
+        }
         record, status = modes[kind](options)
     if options.json:
         write_json(options.json, record)

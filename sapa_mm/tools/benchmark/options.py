@@ -15,7 +15,7 @@ from .shapes import PRESETS, Shape, preset
 
 # These options give a shape of its own.
 OWN = ('batch', 'size', 'ratio', 'embed', 'channels', 'kernel_size')
-# What --models and --host have no use for, but for the exceptions in `refuse_what_has_no_use`.
+# What the other kinds have no use for, but for the exceptions in `refuse_what_has_no_use`.
 OF_OPERATORS = ('shapes', 'candidates', 'plot', 'dtypes', 'layouts', 'compile', *OWN)
 
 
@@ -83,6 +83,12 @@ def make_parser(prog: str | None, description: str | None) -> argparse.ArgumentP
         help='time what a call takes of the host, from 16x16 to 32x32, with and without autocast; '
         'without a GPU the launches are left out',
     )
+    parser.add_argument_group('superpixels, in place of --shapes').add_argument(
+        '--soft-slic',
+        action='store_true',
+        help='time soft_slic for --batch crops (8) of 208x208 and 169 superpixels, as SSN is '
+        'trained, beside the form that compares all pixels with all superpixels',
+    )
     against = parser.add_argument_group('what has changed')
     against.add_argument(
         '--against',
@@ -127,6 +133,8 @@ def kind_of(options: argparse.Namespace) -> str:
     """Return what is measured, one of `KINDS`."""
     if options.host:
         return 'host'
+    if options.soft_slic:
+        return 'clustering'
     if options.models:
         return 'training' if options.train_step else 'models'
     return 'rows'
@@ -146,7 +154,10 @@ def refuse_what_has_no_use(parser: argparse.ArgumentParser, options: argparse.Na
 
     kind = kind_of(options)
     if kind == 'host':
-        refuse(['models', *OF_OPERATORS], 'with --host')
+        refuse(['models', 'soft_slic', *OF_OPERATORS], 'with --host')
+    elif kind == 'clustering':
+        others = [name for name in OF_OPERATORS if name != 'batch']
+        refuse(['models', *others], 'with --soft-slic')
     elif kind in ('models', 'training'):
         kept = {'batch'} if kind == 'models' else {'batch', 'dtypes'}
         refuse([name for name in OF_OPERATORS if name not in kept], 'with --models')
