@@ -247,3 +247,56 @@ def embed(
         return result + addend
     share = gate[:, :, rows][:, :, :, cols].sigmoid()
     return share * result + (1 - share) * addend
+
+
+def average(weights: Tensor, value: Tensor, size: tuple[int, int]) -> Tensor:
+    r"""Give every cluster the mean of its points (SSN, Jampani et al., ECCV 2018, equation 4).
+
+    .. math:: s_k = \sum_{l'} w_{l', k - l} v_{l'} / \sum_{l'} w_{l', k - l}
+
+    Args:
+        weights: Weights (N, K*K, Hg, Wg), window positions row-major; outside the grid they do not
+            count.
+        value: Values of the points (N, C, Hg, Wg).
+        size: The grid (H, W), at most (Hg, Wg).
+
+    Returns:
+        The means (N, C, H, W), 0 where a cluster has no points.
+    """
+    places = torch.arange(size[0] * size[1], device=value.device).reshape(1, 1, *size)
+    kernel_size = round(weights.shape[1] ** 0.5)
+    places, inside = _gather_windows(places, (value.shape[2], value.shape[3]), kernel_size)
+    # Every pixel's weights for all the clusters there are, (N, H*W, Hg*Wg).
+    dense = weights.new_zeros(len(weights), size[0] * size[1], *value.shape[2:])
+    dense = dense.scatter_add(1, places[0].expand_as(weights), torch.where(inside, weights, 0))
+    dense = dense.flatten(2)
+    total = dense.sum(dim=2, keepdim=True)
+    means = dense @ value.flatten(2).transpose(1, 2) / torch.where(total == 0, 1, total)
+    return means.transpose(1, 2).unflatten(2, size)
+
+
+def soft_slic(features: Tensor, size: tuple[int, int], iterations: int = 5) -> Tensor:
+    r"""Assign pixels to superpixels in turns (SSN, Jampani et al., ECCV 2018, equations 3 and 4).
+
+    .. math:: Q_{l', p} = \mathrm{softmax}_p(-\lVert x_{l'} - S_{l+p} \rVert^2)
+
+    with l the parent of l' and p an offset, and S the means by Q, at first of the cells.
+
+    Args:
+        features: Pixels (N, D, Hg, Wg).
+        size: The grid (H, W), at most (Hg, Wg).
+        iterations: How often the pixels are assigned. Default: 5.
+
+    Returns:
+        The assignment (N, 9, Hg, Wg), window positions row-major, 0 outside the grid.
+    """
+
+    def assign(centers: Tensor) -> Tensor:
+        windows, inside = _gather_windows(centers, (features.shape[2], features.shape[3]), 3)
+        distance = (features[:, :, None] - windows).square().sum(dim=1)
+        return torch.softmax(torch.where(inside, -distance, -torch.inf), dim=1)
+
+    weights = assign(F.adaptive_avg_pool2d(features, size))
+    for _ in range(iterations - 1):
+        weights = assign(average(weights, features, size))
+    return weights

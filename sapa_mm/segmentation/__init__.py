@@ -5,8 +5,12 @@ from ..frameworks import INSTALL, require
 with require('mmsegmentation', __name__, f'{INSTALL["mmcv"]} {INSTALL["mmseg"]}'):
     import mmseg.models  # noqa: F401
 
+from .balanced_loss import BalancedCrossEntropyLoss
 from .boundary_iou import BoundaryIoU
+from .bsds import BSDS500Dataset, ConvertToLab, LoadBSDSAnnotations
+from .camvid import CamVidDataset
 from .clustered_features import ClusterDecoding, ClusteredFeatures
+from .connectivity import connect_superpixels
 from .fpn import GuidedFPN
 from .fpn_head import GuidedFPNHead
 from .hc_fpn import HCFPN
@@ -20,6 +24,10 @@ from .hc_heads import (
 )
 from .hc_resnet import HCResNet
 from .segformer_head import GuidedSegformerHead
+from .segnet import SegNetBasic, SegNetVGG
+from .segnet_head import SegNetHead
+from .ssn import SSN, superpixel_grid
+from .ssn_features import SSNFeatures
 from .superpixel_hook import SuperpixelVisualizationHook
 from .superpixels import (
     SuperpixelEncoderDecoder,
@@ -32,9 +40,14 @@ from .uper_head import GuidedUPerHead
 
 __all__ = [
     'HCFPN',
+    'SSN',
+    'BSDS500Dataset',
+    'BalancedCrossEntropyLoss',
     'BoundaryIoU',
+    'CamVidDataset',
     'ClusterDecoding',
     'ClusteredFeatures',
+    'ConvertToLab',
     'GuidedFPN',
     'GuidedFPNHead',
     'GuidedSegformerHead',
@@ -46,10 +59,17 @@ __all__ = [
     'HCPSPHead',
     'HCResNet',
     'HCUPerHead',
+    'LoadBSDSAnnotations',
+    'SSNFeatures',
+    'SegNetBasic',
+    'SegNetHead',
+    'SegNetVGG',
     'SuperpixelEncoderDecoder',
     'SuperpixelMetric',
     'SuperpixelVisualizationHook',
     'achievable_segmentation_accuracy',
     'boundary_recall',
+    'connect_superpixels',
     'image_superpixels',
+    'superpixel_grid',
 ]

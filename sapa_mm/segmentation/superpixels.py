@@ -17,12 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..frameworks import require
-from ..ops.checks import check_int
+from ..ops.checks import check_choice, check_int
 from ..upsamplers.soft_clustering import superpixels
 from .clustered_features import ClusteredFeatures
 
-# This is the radius of boundary recall over the image's diagonal.
+# This is the radius of Stutz's boundary recall over the image's diagonal.
 RADIUS_RATIO = 0.0025
+# This is the radius of SEAL's boundary recall, in pixels.
+SEAL_RADIUS = 1
+# These are measured of superpixels, in the order of `superpixel_measures`.
+MEASURES = ('ASA', 'BR', 'BR-SEAL', 'count')
 
 
 def _check_maps(superpixel_map: np.ndarray, label: np.ndarray) -> None:
@@ -70,40 +74,59 @@ def boundary_recall(
     label: np.ndarray,
     ignore_index: int = 255,
     radius: int | None = None,
+    form: str = 'stutz',
 ) -> float:
     """Compute the share of the labels' boundary pixels with a superpixel's boundary nearby.
 
-    A boundary pixel has a neighbour of another number above, below, left or right. Nearby is within
-    ``radius`` pixels along both axes.
+    Nearby is within ``radius`` pixels along both axes. What a boundary pixel is, in the labels and
+    in the superpixels, the two published forms say differently; the second is lower by ten points
+    and more:
+
+    - ``'stutz'`` (Stutz et al., CVIU 2018): it has a neighbour of another number above, below, left
+      or right, so that boundaries are two pixels wide;
+    - ``'seal'`` (SEAL, Tu et al., CVPR 2018, and SSN): it has one on its right or below.
 
     Args:
         superpixel_map: Superpixels (H, W), integers.
         label: Classes or segments (H, W), integers.
         ignore_index: Pixels with this label, and their neighbours, are no boundary. Default: 255.
-        radius: In pixels. Default: 0.0025 of the image's diagonal, rounded.
+        radius: In pixels. Default: 0.0025 of the image's diagonal, rounded, and 1 for ``'seal'``.
+        form: ``'stutz'`` or ``'seal'``. Default: ``'stutz'``.
 
     Returns:
         In [0, 1]; NaN if the label has no boundary.
 
     Raises:
-        ImportError: scikit-image is not installed.
         TypeError: ``radius`` is no int.
-        ValueError: Maps of different sizes, or a negative radius.
+        ValueError: Maps of different sizes, a negative radius, or another form.
     """
     _check_maps(superpixel_map, label)
+    check_choice('form', form, ('stutz', 'seal'))
     if radius is None:
-        radius = round(RADIUS_RATIO * math.hypot(*label.shape))
+        diagonal = math.hypot(*label.shape)
+        radius = SEAL_RADIUS if form == 'seal' else round(RADIUS_RATIO * diagonal)
     check_int('radius', radius, low=0)
-    with require('scikit-image', 'boundary_recall', 'scikit-image'):
-        from skimage.segmentation import find_boundaries
     ignored = (label == ignore_index).astype(np.uint8)
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
-    true = find_boundaries(label, connectivity=1) & (cv2.dilate(ignored, cross) == 0)
+    true = _find_boundaries(label, form) & (cv2.dilate(ignored, cross) == 0)
     if not true.any():
         return math.nan
-    found = find_boundaries(superpixel_map, connectivity=1).astype(np.uint8)
+    found = _find_boundaries(superpixel_map, form).astype(np.uint8)
     nearby = cv2.dilate(found, np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)) > 0
     return float(np.count_nonzero(true & nearby) / np.count_nonzero(true))
+
+
+def _find_boundaries(numbers: np.ndarray, form: str) -> np.ndarray:
+    """Find the boundary pixels of a map (H, W) in a form of `boundary_recall`."""
+    found = np.zeros(numbers.shape, bool)
+    below = numbers[:-1] != numbers[1:]
+    right = numbers[:, :-1] != numbers[:, 1:]
+    found[:-1] |= below
+    found[:, :-1] |= right
+    if form == 'stutz':
+        found[1:] |= below
+        found[:, 1:] |= right
+    return found
 
 
 def image_superpixels(
@@ -140,14 +163,14 @@ def image_superpixels(
     levels = superpixels(features.assignments, tuple(inputs.shape[2:]))
     return [
         {
-            stride: _to_original(level[i], meta)
+            stride: to_original(level[i], meta)
             for stride, level in zip(model.backbone.cluster_strides, levels, strict=True)
         }
         for i, meta in enumerate(metas)
     ]
 
 
-def _to_original(labels: Tensor, meta: Mapping) -> Tensor:
+def to_original(labels: Tensor, meta: Mapping) -> Tensor:
     """Undo padding, flip and resizing of a label map (height, width)."""
     left, right, top, bottom = meta.get('img_padding_size', meta.get('padding_size', (0, 0, 0, 0)))
     height, width = labels.shape
@@ -158,6 +181,65 @@ def _to_original(labels: Tensor, meta: Mapping) -> Tensor:
     size = tuple(meta['ori_shape'][:2])
     resized = F.interpolate(labels[None, None].double(), size, mode='nearest-exact')
     return resized[0, 0].long()
+
+
+def level_names(predicted: Mapping) -> list[str]:
+    """Name the levels of predicted superpixels, as in 'k100' or 's16'.
+
+    Args:
+        predicted: ``pred_superpixels`` or a dict of it, with ``numbers``, those asked for, or
+            ``strides``.
+    """
+    if 'numbers' in predicted:
+        return [f'k{number}' for number in predicted['numbers']]
+    return [f's{stride}' for stride in predicted['strides']]
+
+
+def superpixel_measures(
+    superpixel_map: np.ndarray, labels: Sequence[np.ndarray], ignore_index: int = 255
+) -> np.ndarray:
+    """Measure the superpixels of an image against each of its annotations.
+
+    Args:
+        superpixel_map: Superpixels (H, W), integers.
+        labels: Classes or segments (A, H, W), integers.
+        ignore_index: Pixels with this label do not count. Default: 255.
+
+    Returns:
+        (A, 4), the `MEASURES` of every annotation: ASA and both forms of boundary recall, in [0, 1]
+        or NaN, and the number of superpixels, which is the same for all.
+
+    Raises:
+        ValueError: Maps of different sizes.
+    """
+    count = len(np.unique(superpixel_map))
+    return np.array(
+        [
+            (
+                achievable_segmentation_accuracy(superpixel_map, label, ignore_index),
+                boundary_recall(superpixel_map, label, ignore_index),
+                boundary_recall(superpixel_map, label, ignore_index, form='seal'),
+                count,
+            )
+            for label in labels
+        ]
+    )
+
+
+def mean_measures(images: Sequence[np.ndarray]) -> dict[str, float]:
+    """Average what `superpixel_measures` gives.
+
+    Args:
+        images: That of every image, (A, 4).
+
+    Returns:
+        Name of each of the `MEASURES` to its mean over all pairs of an image and an annotation; in
+        [0, 1] or, where no pair has it, NaN, and the number of superpixels.
+    """
+    # An image without labels, or without boundaries, says nothing.
+    known = [column[~np.isnan(column)] for column in np.concatenate(images).T]
+    means = (float(column.mean()) if column.size else math.nan for column in known)
+    return dict(zip(MEASURES, means, strict=True))
 
 
 @MODELS.register_module()
@@ -201,10 +283,16 @@ class SuperpixelEncoderDecoder(EncoderDecoder):
 
 @METRICS.register_module()
 class SuperpixelMetric(BaseMetric):
-    """Measure the achievable segmentation accuracy and boundary recall of superpixels, in percent.
+    """Measure how well superpixels fit the labels, and how many there are.
 
-    It needs the segmentor `SuperpixelEncoderDecoder` and scikit-image. For every level it reports
-    ``'ASA/sS'`` and ``'BR/sS'``, with S the stride of its clusters, the means over all images.
+    It needs predictions with ``pred_superpixels`` and scikit-image. Of every level it reports the
+    achievable segmentation accuracy (``'ASA/LEVEL'``), both forms of boundary recall
+    (``'BR/LEVEL'``, ``form='stutz'``, and ``'BR-SEAL/LEVEL'``), in percent, and the number of
+    superpixels that came out (``'count/LEVEL'``). LEVEL is 's16' for clusters of stride 16, as
+    `SuperpixelEncoderDecoder` has them, and 'k100' where 100 superpixels were asked for.
+
+    All are means over pairs of an image and one of its annotations, where a sample has
+    ``annotations`` in its meta information, and else over images, with their classes.
 
     Args:
         ignore_index: Pixels with this label do not count. Default: 255.
@@ -229,8 +317,10 @@ class SuperpixelMetric(BaseMetric):
 
         Args:
             data_batch: Not used.
-            data_samples: One dict an image, with ``['pred_superpixels']`` and the classes (1, H, W)
-                under ``['gt_sem_seg']['data']``.
+            data_samples: One dict an image, with ``['pred_superpixels']``, whose ``['data']`` is
+                (levels, H, W) and whose ``['numbers']`` or ``['strides']`` name the levels, and
+                with ``['annotations']`` (A, H, W) or the classes (1, H, W) under
+                ``['gt_sem_seg']['data']``.
 
         Raises:
             ValueError: No superpixels, or of another size than the label.
@@ -241,41 +331,37 @@ class SuperpixelMetric(BaseMetric):
                     'data_samples: expected pred_superpixels, which the segmentor '
                     f'SuperpixelEncoderDecoder gives, got {sorted(sample)}'
                 )
-            label = sample['gt_sem_seg']['data'].squeeze(0).cpu().numpy()
+            labels = sample.get('annotations')
+            if labels is None:
+                labels = sample['gt_sem_seg']['data'].cpu().numpy()
             predicted = sample['pred_superpixels']
+            maps = predicted['data'].cpu().numpy()
             self.results.append(
                 {
-                    stride: (
-                        achievable_segmentation_accuracy(level, label, self.ignore_index),
-                        boundary_recall(level, label, self.ignore_index),
-                        len(np.unique(level)),
-                    )
-                    for stride, level in zip(
-                        predicted['strides'], predicted['data'].cpu().numpy(), strict=True
-                    )
+                    level: superpixel_measures(superpixel_map, labels, self.ignore_index)
+                    for level, superpixel_map in zip(level_names(predicted), maps, strict=True)
                 }
             )
 
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
-        """Average over the images and print a table.
+        """Average over the images and their annotations, and print a table.
 
         Args:
-            results: For each image and stride ASA, boundary recall and the number of superpixels.
+            results: For each image and level what `superpixel_measures` gives.
 
         Returns:
-            ASA and boundary recall of every level, in percent, rounded to two decimals.
+            Of every level ASA and both forms of boundary recall, in percent, and the number of
+            superpixels, rounded to two decimals.
         """
-        table = PrettyTable(['stride', 'superpixels', 'ASA', 'BR'])
+        table = PrettyTable(['level', *MEASURES])
         metrics = {}
-        for stride in results[0]:
-            columns = np.array([image[stride] for image in results]).T
-            # An image without labels, or without boundaries, says nothing.
-            known = [column[~np.isnan(column)] for column in columns]
-            accuracy, recall, count = (part.mean() if part.size else np.nan for part in known)
-            metrics[f'ASA/s{stride}'] = round(100 * float(accuracy), 2)
-            metrics[f'BR/s{stride}'] = round(100 * float(recall), 2)
-            table.add_row(
-                [stride, round(count), metrics[f'ASA/s{stride}'], metrics[f'BR/s{stride}']]
-            )
+        for level in results[0]:
+            means = mean_measures([image[level] for image in results])
+            values = {
+                name: round(value if name == 'count' else 100 * value, 2)
+                for name, value in means.items()
+            }
+            metrics |= {f'{name}/{level}': value for name, value in values.items()}
+            table.add_row([level, *values.values()])
         print_log('\n' + table.get_string(), logger=MMLogger.get_current_instance())
         return metrics

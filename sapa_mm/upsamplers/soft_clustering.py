@@ -1,26 +1,20 @@
 """Soft clustering: assign points to the clusters around them, and decode by the assignment."""
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..ops import assemble, local_similarity, point_affiliation
+from ..ops import local_similarity, point_affiliation
+from ..ops.assignment import Assignment, inside_grid
 from ..ops.checks import (
-    check_alike,
     check_bool,
     check_choice,
     check_kernel_size,
-    check_map,
     check_positive,
     check_positive_int,
 )
-from ..ops.dispatch import autocast_is_on
 from ..ops.layout import accumulation_dtype
-from ..ops.parents import parents, upsample_parent
+from ..ops.parents import upsample_parent
 from .base import SelfInitialized, Upsampler
 from .checks import check_features
 from .registration import MODELS
@@ -31,85 +25,12 @@ BORDERS = ('zero', 'mask')
 NORM_EPS = 1e-4
 
 
-def _inside(size: Sequence[int], high_size: Sequence[int], kernel_size: int, like: Tensor):
-    """Find which window positions lie in the image: bool (1, K*K, Hg, Wg)."""
-    ones = torch.ones(1, 1, *size, device=like.device)
-    inside = F.unfold(ones, kernel_size, padding=kernel_size // 2).unflatten(2, size)
-    return upsample_parent(inside, high_size) > 0
-
-
 def _normalize(x: Tensor) -> Tensor:
     """Divide the vectors of a map (N, C, H, W) by their norms; one without direction stays."""
     wide = x.to(accumulation_dtype(x.dtype))
     norm = wide.norm(dim=1, keepdim=True)
     # It is no floor under the norm, which would divide the gradient of a vector of zeros.
     return (wide / norm.masked_fill(norm < NORM_EPS, 1)).to(x.dtype)
-
-
-class Assignment(NamedTuple):
-    """How much every point of a map belongs to each of the K x K clusters around its parent.
-
-    Attributes:
-        weights: (N, K*K, Hg, Wg), window positions row-major; not negative and of sum 1.
-        size: (H, W), the grid of the clusters.
-    """
-
-    weights: Tensor
-    size: tuple[int, ...]
-
-    @property
-    def kernel_size(self) -> int:
-        """K."""
-        # While torch.jit traces, which counts FLOPs, a size is a tensor.
-        return math.isqrt(int(self.weights.shape[1]))
-
-    def decode(self, value: Tensor, *, hard: bool = False) -> Tensor:
-        r"""Give every point the values of its clusters.
-
-        .. math:: o_{l'} = \sum_p w_{l'}(p)\, v_{l+p}
-
-        Args:
-            value: (N, C, H, W), the clusters' values, in the dtype of the weights.
-            hard: Take the value of the likeliest cluster alone.
-
-        Returns:
-            (N, C, Hg, Wg) in the dtype of ``value``; under autocast, unless hard, in autocast's.
-
-        Raises:
-            TypeError: Not a tensor, or not the dtype of the weights and no autocast.
-            ValueError: Another batch or device than the weights', or another grid than the
-                clusters'.
-        """
-        check_map('value', value, '(N, C, H, W)')
-        check_alike('value', value, 'weights', self.weights, same_dtype=not autocast_is_on(value))
-        if tuple(value.shape[2:]) != self.size:
-            raise ValueError(
-                f'value: expected the grid of the clusters, {self.size}, got '
-                f'{tuple(value.shape[2:])}'
-            )
-        if not hard:
-            return assemble(self.weights, value, kernel_size=self.kernel_size)
-        labels = self.labels()
-        places = labels.flatten(1)[:, None].expand(-1, value.shape[1], -1)
-        return value.flatten(2).gather(2, places).unflatten(2, labels.shape[1:])
-
-    def labels(self) -> Tensor:
-        """Find the likeliest cluster of every point.
-
-        Returns:
-            Its place in the grid, row * W + column, (N, Hg, Wg), int64.
-        """
-        k, width = self.kernel_size, self.size[1]
-        high_size = tuple(self.weights.shape[2:])
-        inside = _inside(self.size, high_size, k, self.weights)
-        position = self.weights.masked_fill(~inside, -1).argmax(1)
-        rows, columns = (
-            parents(high, low, position.device)
-            for high, low in zip(high_size, self.size, strict=True)
-        )
-        row = rows[:, None] + position // k - k // 2
-        column = columns + position % k - k // 2
-        return row * width + column
 
 
 def superpixels(assignments: Sequence[Assignment], size: tuple[int, int]) -> list[Tensor]:
@@ -252,7 +173,7 @@ class SoftClustering(SelfInitialized):
         )
         size = tuple(clusters.shape[2:])
         if self.border == 'mask':
-            inside = _inside(size, tuple(points.shape[2:]), self.kernel_size, scores)
+            inside = inside_grid(size, points.shape[2:], self.kernel_size, scores.device)
             scores = scores.masked_fill(~inside, float('-inf'))
         return Assignment(scores.softmax(1), size)
 

@@ -25,13 +25,15 @@ def neighbours(i, j, size):
             yield y, x
 
 
-def boundary_pixels(numbers, ignore_index=None):
+def boundary_pixels(numbers, ignore_index=None, form='stutz'):
     """The pixels with a neighbour of another number, without those at an ignored one; by loops."""
     found = set()
     for i, j in np.ndindex(numbers.shape):
-        around = [numbers[place] for place in neighbours(i, j, numbers.shape)]
-        ignored = ignore_index in (numbers[i, j], *around)
-        if not ignored and any(number != numbers[i, j] for number in around):
+        places = list(neighbours(i, j, numbers.shape))
+        ignored = ignore_index in (numbers[i, j], *(numbers[place] for place in places))
+        if form == 'seal':  # the neighbours that come later
+            places = [place for place in places if place > (i, j)]
+        if not ignored and any(numbers[place] != numbers[i, j] for place in places):
             found.add((i, j))
     return found
 
@@ -156,6 +158,35 @@ def test_recall_counted_by_hand(superpixel_map, radius, expected):
     assert got == expected
 
 
+def test_seal_counts_one_side_of_a_boundary():
+    label = columns(0, 0, 0, 0, 1, 1, 1, 1)
+    # The label's boundary is column 3 alone, and the superpixels' columns 4, 5 and 6.
+    for superpixel_map, expected in (
+        (columns(0, 0, 0, 0, 0, 1, 1, 1), (0.0, 1.0, 1.0)),
+        (columns(0, 0, 0, 0, 0, 0, 1, 1), (0.0, 0.0, 1.0)),
+        (columns(0, 0, 0, 1, 1, 1, 1, 1), (0.0, 1.0, 1.0)),
+    ):
+        got = [boundary_recall(superpixel_map, label, radius=r, form='seal') for r in range(3)]
+        assert got == list(expected)
+        rows = [boundary_recall(superpixel_map.T, label.T, radius=r, form='seal') for r in range(3)]
+        assert rows == list(expected)
+
+
+@pytest.mark.parametrize(('height', 'width'), [(20, 20), (321, 481), (640, 820)])
+def test_radius_of_seal_is_one_pixel(height, width):
+    edge = width // 2
+    label = columns(*[0] * edge, *[1] * (width - edge), height=height)
+    for shift, expected in enumerate((1.0, 1.0, 0.0)):
+        superpixel_map = columns(*[0] * (edge + shift), *[1] * (width - edge - shift))
+        superpixel_map = np.broadcast_to(superpixel_map[:1], label.shape)
+        assert boundary_recall(superpixel_map, label, form='seal') == expected
+
+
+def test_recall_refuses_another_form():
+    with pytest.raises(ValueError, match=r'form: expected one of stutz, seal, got .SEAL'):
+        boundary_recall(columns(0, 1), columns(0, 1), form='SEAL')
+
+
 def test_nearby_is_along_both_axes():
     label = np.zeros((5, 5), int)
     label[0, 0] = 1
@@ -189,17 +220,18 @@ def test_superpixels_are_not_ignored():
     assert boundary_recall(columns(254, 254, 255, 255), columns(0, 0, 1, 1), radius=0) == 1.0
 
 
+@pytest.mark.parametrize('form', ['stutz', 'seal'])
 @pytest.mark.parametrize('radius', [0, 1, 2])
 @pytest.mark.parametrize('seed', range(3))
-def test_recall_by_loops(seed, radius):
+def test_recall_by_loops(seed, radius, form):
     superpixel_map, label = random_maps(seed)
     # They are larger than the label's, so that some boundaries are missed.
     superpixel_map = np.kron(superpixel_map[::3, ::3], np.ones((7, 9), int))[:17, :22]
-    truth = boundary_pixels(label, ignore_index=255)
-    found = boundary_pixels(superpixel_map)
+    truth = boundary_pixels(label, 255, form)
+    found = boundary_pixels(superpixel_map, form=form)
     hits = sum(any(max(abs(i - y), abs(j - x)) <= radius for y, x in found) for i, j in truth)
     assert 0 < hits < len(truth)
-    got = boundary_recall(superpixel_map, label, radius=radius)
+    got = boundary_recall(superpixel_map, label, radius=radius, form=form)
     assert got == pytest.approx(hits / len(truth))
 
 
@@ -259,11 +291,19 @@ IMAGES = [
 
 def test_metric_averages_over_images():
     samples = [sample_of(*image) for image in IMAGES]
-    assert evaluate(samples[:1]) == {'ASA/s16': 100, 'BR/s16': 100, 'ASA/s32': 50, 'BR/s32': 0}
-    expected = {'ASA/s16': 87.5, 'BR/s16': 75, 'ASA/s32': 50, 'BR/s32': 25}
+    assert evaluate(samples[:1]) == {
+        **{'ASA/s16': 100, 'BR/s16': 100, 'BR-SEAL/s16': 100, 'count/s16': 2},
+        **{'ASA/s32': 50, 'BR/s32': 0, 'BR-SEAL/s32': 0, 'count/s32': 1},
+    }
+    # SEAL's form has the boundary in column 1, at one pixel of column 2, and of the halves of rows
+    # in row 1, of which row 0 and row 2 are near.
+    expected = {
+        **{'ASA/s16': 87.5, 'BR/s16': 75, 'BR-SEAL/s16': 100, 'count/s16': 2},
+        **{'ASA/s32': 50, 'BR/s32': 25, 'BR-SEAL/s32': 37.5, 'count/s32': 1.5},
+    }
     assert evaluate(samples[:2]) == expected
     # The third has no boundary to find.
-    expected |= {'ASA/s16': 91.67, 'ASA/s32': 66.67}
+    expected |= {'ASA/s16': 91.67, 'ASA/s32': 66.67, 'count/s16': 2.67, 'count/s32': 1.67}
     assert evaluate(samples) == expected
     # They are the same in one batch.
     metric = METRICS.build(dict(type='mmseg.SuperpixelMetric'))
@@ -271,12 +311,56 @@ def test_metric_averages_over_images():
     assert metric.evaluate(3) == expected
 
 
+def sample_of_annotations(levels, annotations, **names):
+    """What a segmentor gives for an image of several annotators."""
+    sample = sample_of(levels, annotations[0])
+    sample.pred_superpixels = PixelData(
+        metainfo=names, data=torch.from_numpy(np.stack(levels)).long()
+    )
+    sample.set_metainfo(dict(annotations=np.stack(annotations)))
+    return sample
+
+
+def test_metric_averages_over_pairs_of_image_and_annotation():
+    level = columns(0, 0, 0, 1)
+    # ASA of the first is 1, 3/4 and 3/4, and of the second 1.
+    first = [columns(0, 0, 0, 1), columns(0, 0, 1, 1), np.arange(16).reshape(4, 4) % 2 + 300]
+    samples = [
+        sample_of_annotations([level], first, numbers=(100,)),
+        sample_of_annotations([columns(0, 1, 2, 3)], [columns(0, 1, 1, 1)], numbers=(100,)),
+    ]
+    values = evaluate(samples)
+    assert list(values) == ['ASA/k100', 'BR/k100', 'BR-SEAL/k100', 'count/k100']
+    assert values['ASA/k100'] == round(100 * (1 + 0.75 + 0.75 + 1) / 4, 2)
+    # The mean over images would be 3.
+    assert values['count/k100'] == (2 + 2 + 2 + 4) / 4
+    recalls = [boundary_recall(level, label) for label in first] + [1]
+    assert values['BR/k100'] == round(100 * np.mean(recalls), 2)
+    recalls = [boundary_recall(level, label, form='seal') for label in first] + [1]
+    assert values['BR-SEAL/k100'] == round(100 * np.mean(recalls), 2)
+
+
+def test_levels_are_named_by_the_numbers_asked_for():
+    levels = columns(0, 0, 1, 1), columns(0, 1, 2, 3)
+    sample = sample_of_annotations(levels, [columns(0, 0, 1, 1)], numbers=(2, 500))
+    values = evaluate([sample])
+    assert {name: n for name, n in values.items() if 'count' in name} == {
+        'count/k2': 2,
+        'count/k500': 4,
+    }
+    assert len(values) == 8
+
+
 def test_metric_leaves_out_an_image_that_is_ignored_as_a_whole():
     levels, _ = IMAGES[0]
     ignored = sample_of(levels, columns(255, 255, 255, 255))
     other = sample_of(*IMAGES[1])
-    assert evaluate([ignored, other]) == evaluate([other])
-    assert all(math.isnan(value) for value in evaluate([ignored]).values())
+
+    def measures(samples):
+        return {n: value for n, value in evaluate(samples).items() if not n.startswith('count')}
+
+    assert measures([ignored, other]) == measures([other])
+    assert all(math.isnan(value) for value in measures([ignored]).values())
 
 
 def test_metric_of_images_of_several_sizes():
@@ -295,7 +379,9 @@ def test_options_of_the_metric():
     assert math.isnan(values['superpixels/BR/s32'])
     # The strides are those of the samples.
     values = evaluate([sample_of(levels, label, strides=(4, 8))])
-    assert list(values) == ['ASA/s4', 'BR/s4', 'ASA/s8', 'BR/s8']
+    assert list(values) == [
+        f'{name}/s{stride}' for stride in (4, 8) for name in ('ASA', 'BR', 'BR-SEAL', 'count')
+    ]
 
 
 def test_metric_refuses_samples_without_superpixels():

@@ -1,0 +1,1 @@
+upsampler = dict(type='MaxUnpooling')
