@@ -1,9 +1,12 @@
 """Differentiable SLIC and the average over clusters written out: every point against every cell."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
 
+@cache
 def window_cells(size: tuple[int, int], high_size: tuple[int, int], kernel_size: int) -> Tensor:
     """The cell row * W + column at every window position, -1 outside: int64 (K*K, Hg*Wg)."""
     (h, w), (hg, wg), radius = size, high_size, kernel_size // 2

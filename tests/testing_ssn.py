@@ -21,7 +21,7 @@ SIZE = (32, 48)
 FORMS = {'SSN': None, 'HCSSN': dict()}
 
 
-def build(clustering_cfg=None, number=20, **test_cfg):
+def build(clustering_cfg=None, number=20, seeds='pool', **test_cfg):
     """A model with the weights that a run starts with; options of its test in ``test_cfg``."""
     test_cfg = dict(numbers=(24,), iterations=4, connectivity=False) | test_cfg
     with DefaultScope.overwrite_default_scope('mmseg'):
@@ -29,6 +29,7 @@ def build(clustering_cfg=None, number=20, **test_cfg):
             dict(
                 type='SSN',
                 clustering_cfg=clustering_cfg,
+                seeds=seeds,
                 train_cfg=dict(num_superpixels=number, iterations=3),
                 test_cfg=test_cfg,
             )
@@ -121,13 +122,14 @@ class Plain:
     Which of x and y comes first is nobody's business, so it is an option.
     """
 
-    def __init__(self, model: nn.Module, rows_first: bool = True):
+    def __init__(self, model: nn.Module, rows_first: bool = True, seeds: str = 'pool'):
         layers = list(model.modules())
         self.convs = [x for x in layers if isinstance(x, nn.Conv2d) and x.kernel_size == (3, 3)]
         self.norms = [x for x in layers if isinstance(x, nn.BatchNorm2d)]
         self.clusterings = [x for x in layers if isinstance(x, SoftClustering)]
         self.training = model.training
         self.rows_first = rows_first
+        self.seeds = seeds
         self.layer = 0
 
     def block(self, x: Tensor) -> Tensor:
@@ -160,6 +162,8 @@ class Plain:
         s3 = self.block(second)
         if self.clusterings:
             one, two = self.clusterings
+            if self.seeds == 'block':
+                first, second = s2, s3
             one, two = one(s1, first), two(s2, second)
             s2, s3 = decode(one, s2), decode(one, decode(two, s3))
         else:

@@ -366,16 +366,15 @@ def test_the_input_is_not_written_to_and_two_runs_are_equal(dtype, layout):
 
 def test_compile():
     def function(x):
-        return soft_slic(2 * x, CASE.low, 3).weights + 1
+        return soft_slic(2 * x, CASE.low, 2).weights + 1
 
     torch._dynamo.reset()
     compiled = torch.compile(function, backend='aot_eager', fullgraph=True)
-    for dtype in (torch.float32, torch.float64):
-        features = CASE.make(dtype)
-        grad = make_tensor(CASE.n, 9, *CASE.high)
-        got, expected = (forward_and_gradients(f, [features], grad) for f in (compiled, function))
-        for one, other in zip(got, expected, strict=True):
-            torch.testing.assert_close(one, other)
+    features = CASE.make(torch.float32)
+    grad = make_tensor(CASE.n, 9, *CASE.high)
+    got, expected = (forward_and_gradients(f, [features], grad) for f in (compiled, function))
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_pooling_of_the_oracle():

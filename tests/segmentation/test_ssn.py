@@ -72,12 +72,28 @@ def test_losses(form, number):
     assert set(got) == {'loss_reconstruction', 'loss_compactness'}
     with torch.no_grad():
         expected = plain.losses(images, labels, number, 3)
-        other = plain.losses(images, labels, number, 4)
+        other = plain.losses(images, labels, number, 1)
     for name, value in expected.items():
         assert got[name].dim() == 0
         assert relative(got[name], value) < 1e-4, name
         # Neither of them is blind to the number of iterations.
         assert relative(got[name], other[name]) > 1e-3, name
+
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize(
+    ('form', 'seeds'), [('SSN', 'pool'), ('HCSSN', 'pool'), ('HCSSN', 'block')]
+)
+def test_features(form, seeds, training):
+    model = build_random(FORMS[form], seeds=seeds).train(training)
+    images = make_images(2)
+    for number in (20, 60):
+        expected = Plain(model, seeds=seeds).features(images, number)
+        torch.testing.assert_close(model.extract_feat(images, number), expected)
+        if form == 'HCSSN':
+            other = {'pool': 'block', 'block': 'pool'}[seeds]
+            wrong = Plain(model, seeds=other).features(images, number)
+            assert (wrong - expected).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize('form', FORMS)
