@@ -2,10 +2,19 @@ import itertools
 
 import pytest
 import torch
-from testing_utils import SIZES, assert_close_to_reference, make_tensor
+from testing_soft_slic import average, to_dense
+from testing_utils import (
+    LAYOUTS,
+    SIZES,
+    assert_close_to_reference,
+    forward_and_gradients,
+    make_tensor,
+)
+from torch.nn import functional as F
 from upsampler_oracles import refused
 
 from sapa_mm.ops import reference
+from sapa_mm.ops.clustering import soft_slic
 from sapa_mm.upsamplers import Assignment, SoftClustering, superpixels
 
 pytestmark = pytest.mark.usefixtures('poisoned_memory')
@@ -187,3 +196,247 @@ def test_bad_value(hard):
     for shape in ((1, 3, 4, 5), (3, 3, 4, 5), (2, 3, 8, 10), (2, 3, 5, 4), (2, 3, 1, 1), (3, 4, 5)):
         with refused('value', error=ValueError):
             assignment.decode(torch.zeros(shape), hard=hard)
+
+
+#: Ratios 1 to 16, broken ones, one row, one column and one cell, as (H, W) and (Hg, Wg).
+AVERAGED = [
+    ((4, 5), (4, 5)),
+    ((4, 5), (8, 10)),
+    ((5, 7), (23, 37)),
+    ((2, 6), (9, 31)),
+    ((3, 2), (48, 32)),
+    ((1, 4), (7, 13)),
+    ((4, 1), (13, 3)),
+    ((1, 1), (5, 6)),
+]
+#: Left out is one point a cluster, which is the average whatever its weight: the gradient is 0.
+AVERAGES = [(sizes, k) for sizes in AVERAGED for k in (1, 3, 5) if k > 1 or sizes[0] != sizes[1]]
+
+
+def average_of(weights, value, size):
+    return Assignment(weights, size).average(value)
+
+
+def check_average(weights, value, size, tolerance=None):
+    """Hold the average and the gradients of weights and value to the oracle's in float64."""
+    grad = make_tensor(len(value), value.shape[1], *size, dtype=value.dtype)
+    got = forward_and_gradients(average_of, [weights, value], grad, size=size)
+    exact = [x.detach().double().contiguous() for x in (weights, value)]
+    expected = forward_and_gradients(average, exact, grad.double(), size=size)
+    for what, x, y in zip(('average', 'weights', 'value'), got, expected, strict=True):
+        assert x.dtype == value.dtype, what
+        margin = [min(1, side // 3) for side in x.shape[2:]]
+        assert_close_to_reference(
+            x, y, margin=margin, tolerance=tolerance, floor=0.01 * y.abs().max().item(), what=what
+        )
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(('sizes', 'kernel_size'), AVERAGES, ids=str)
+def test_average_and_gradients(sizes, kernel_size, dtype):
+    for n, channels in ((1, 1), (2, 7)):
+        weights = make_assignment(n, *sizes, kernel_size, dtype).weights
+        value = make_tensor(n, channels, *sizes[1], mean=0.5, dtype=dtype)
+        check_average(weights, value, sizes[0])
+
+
+def test_average_of_one_point_a_cluster():
+    value = torch.randn(2, 3, 4, 5)
+    weights = torch.rand(2, 1, 4, 5).requires_grad_()
+    out = average_of(weights, value, (4, 5))
+    torch.testing.assert_close(out, value)
+    (grad,) = torch.autograd.grad(out.sum(), weights)
+    torch.testing.assert_close(weights * grad, torch.zeros_like(grad), rtol=0, atol=2e-6)
+
+
+def test_average_by_loops():
+    low, high = (3, 4), (7, 9)
+    assignment = make_assignment(2, low, high, 3)
+    value = torch.randn(2, 2, *high).double()
+    total, mass = torch.zeros(2, 2, *low).double(), torch.zeros(2, 1, *low).double()
+    for i in range(high[0]):
+        for j in range(high[1]):
+            for p, row, col in candidates(assignment, i, j):
+                weight = assignment.weights[:, p : p + 1, i, j]
+                total[:, :, row, col] += weight * value[:, :, i, j]
+                mass[:, :, row, col] += weight
+    # What the candidates leave, outside the grid, goes nowhere.
+    assert mass.sum() < 0.95 * 2 * 7 * 9
+    torch.testing.assert_close(assignment.average(value), total / mass)
+    torch.testing.assert_close(average(assignment.weights, value, low), total / mass)
+
+
+@pytest.mark.parametrize('kernel_size', [1, 3, 5])
+@pytest.mark.parametrize('sizes', AVERAGED, ids=str)
+def test_the_references_average(sizes, kernel_size):
+    weights = make_assignment(2, *sizes, kernel_size).weights
+    value = torch.randn(2, 3, *sizes[1]).double()
+    leaves = [weights.requires_grad_(), value.requires_grad_()]
+    got, expected = (f(*leaves, sizes[0]) for f in (reference.average, average))
+    torch.testing.assert_close(got, expected)
+    grad = torch.randn_like(expected)
+    for one, other in zip(
+        *(torch.autograd.grad(x, leaves, grad) for x in (got, expected)), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize('sizes', [*AVERAGED[1:3], AVERAGED[4]], ids=str)
+def test_average_in_half_precision(sizes, dtype):
+    """Hundreds of numbers of one sign: a sum that is kept in the dtype stops growing."""
+    weights = make_assignment(2, *sizes, dtype=dtype).weights
+    check_average(weights, make_tensor(2, 3, *sizes[1], mean=3.0, dtype=dtype), sizes[0])
+
+
+@pytest.mark.parametrize('border', ['zero', 'mask'])
+@pytest.mark.parametrize('kernel_size', [1, 3, 5])
+def test_average_of_a_soft_clustering(kernel_size, border):
+    module = SoftClustering(4, 3, 8, kernel_size, border=border).double()
+    points, clusters = torch.randn(2, 4, 23, 37).double(), torch.randn(2, 3, 5, 7).double()
+    assignment = module(points, clusters)
+    check_average(assignment.weights, make_tensor(2, 5, 23, 37).double(), (5, 7))
+    # The gradient goes on to the projections.
+    assignment.average(points).square().sum().backward()
+    assert (module.query_proj.weight.grad != 0).any() == (kernel_size > 1)
+
+
+@pytest.mark.parametrize('high', [(23, 37), (80, 112)])
+def test_average_of_superpixels_is_their_centres(high):
+    """From the centres comes the next association."""
+    features = torch.randn(2, 4, *high).double()
+    assignment = soft_slic(features, (5, 7), 2)
+    check_average(assignment.weights, features, (5, 7))
+    centres = assignment.average(features)
+    dense = to_dense(soft_slic(features, (5, 7), 3).weights, (5, 7))
+    distance = (features.flatten(2).mT[:, :, None] - centres.flatten(2).mT[:, None]).square().sum(3)
+    expected = (-distance).masked_fill(dense == 0, -torch.inf).softmax(2)
+    torch.testing.assert_close(dense, expected)
+
+
+@pytest.mark.parametrize('kernel_size', [1, 3, 5])
+@pytest.mark.parametrize('sizes', AVERAGED, ids=str)
+def test_average_of_a_constant_is_the_constant(sizes, kernel_size):
+    """So is what is decoded of it, where nothing is assigned to the outside."""
+    value = torch.tensor([3.0, -1.0]).double().view(1, 2, 1, 1).expand(2, 2, *sizes[1])
+    out = make_assignment(2, *sizes, kernel_size).average(value)
+    torch.testing.assert_close(out, value[:, :, :1, :1].expand_as(out))
+    module = SoftClustering(4, 3, 8, kernel_size, border='mask').double()
+    for assignment in (
+        module(torch.randn(2, 4, *sizes[1]).double(), torch.randn(2, 3, *sizes[0]).double()),
+        soft_slic(torch.randn(2, 4, *sizes[1]).double(), sizes[0], 3),
+    ):
+        torch.testing.assert_close(assignment.decode(assignment.average(value)), value)
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_a_cluster_without_points(dtype):
+    """It has 0, and no gradient is NaN; its neighbours do not notice."""
+    sizes = (4, 5), (13, 17)
+    weights = make_assignment(2, *sizes, dtype=dtype).weights
+    place = torch.zeros(1, 1, 4, 5)
+    place[..., 2, 3] = 1
+    # Where the windows meet the cluster is what the unfolded map of it tells.
+    meets = F.unfold(place, 3, padding=1).view(1, 9, 4, 5)
+    rows, columns = (torch.arange(high) * low // high for low, high in zip(*sizes, strict=True))
+    meets = meets[:, :, rows][..., columns] > 0
+    weights = weights.masked_fill(meets, 0)
+    value = make_tensor(2, 3, *sizes[1], mean=2.0, dtype=dtype)
+    assert to_dense(weights, sizes[0])[..., 2 * 5 + 3].count_nonzero() == 0
+    leaves = [weights.requires_grad_(), value.requires_grad_()]
+    out = Assignment(leaves[0], sizes[0]).average(leaves[1])
+    assert (out[..., 2, 3] == 0).all()
+    expected = average(weights.double(), value.double(), sizes[0])
+    assert_close_to_reference(out.detach(), expected.detach())
+    for grad in torch.autograd.grad(out, leaves, torch.randn_like(out)):
+        assert grad.isfinite().all()
+
+
+def test_a_cluster_that_is_hardly_assigned_to():
+    """The mean of few is a mean all the same: no number is added to the sum of the weights."""
+    sizes = (4, 5), (13, 17)
+    weights = make_assignment(2, *sizes, dtype=torch.float32).weights
+    value = make_tensor(2, 3, *sizes[1], mean=2.0)
+    expected = average(weights.double(), value.double(), sizes[0])
+    for scale in (1e-3, 1e-10):
+        assert_close_to_reference(Assignment(scale * weights, sizes[0]).average(value), expected)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_layouts_of_an_average(layout):
+    weights = make_tensor(2, 9, 23, 37, dtype=torch.float64, layout=layout).softmax(dim=1)
+    value = make_tensor(2, 4, 23, 37, dtype=torch.float64, layout=layout)
+    check_average(weights, value, (5, 7))
+    strided = make_tensor(2, 9, 23, 37, dtype=torch.float64, layout=layout).square()
+    check_average(strided, value.contiguous(), (5, 7))
+
+
+@pytest.mark.parametrize('kernel_size', [1, 3, 5])
+def test_gradcheck_of_an_average(kernel_size):
+    weights = make_assignment(2, (2, 3), (4, 5), kernel_size).weights.requires_grad_()
+    value = torch.randn(2, 2, 4, 5).double().requires_grad_()
+    assert torch.autograd.gradcheck(average_of, (weights, value, (2, 3)))
+
+
+@pytest.mark.parametrize('wanted', ['weights', 'value'])
+def test_one_gradient_of_an_average(wanted):
+    leaves = {
+        'weights': make_assignment(1, (5, 7), (23, 37)).weights,
+        'value': torch.randn(1, 3, 23, 37).double(),
+    }
+    leaves[wanted].requires_grad_()
+    grad = torch.randn(1, 3, 5, 7).double()
+    got, expected = (
+        torch.autograd.grad(f(**leaves, size=(5, 7)), leaves[wanted], grad)[0]
+        for f in (average_of, average)
+    )
+    torch.testing.assert_close(got, expected)
+
+
+def test_average_is_repeatable_and_writes_to_nothing():
+    assignment = make_assignment(2, (5, 7), (23, 37), dtype=torch.float32)
+    value = torch.randn(2, 3, 23, 37)
+    copies = assignment.weights.clone(), value.clone()
+    assert torch.equal(assignment.average(value), assignment.average(value))
+    assert torch.equal(assignment.weights, copies[0])
+    assert torch.equal(value, copies[1])
+    with torch.inference_mode():
+        assert torch.equal(assignment.average(value), assignment.average(value.clone()))
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32], ids=str)
+def test_average_under_autocast(dtype):
+    assignment = make_assignment(2, (3, 2), (48, 32), dtype=torch.float32)
+    value = make_tensor(2, 3, 48, 32, mean=2.0, dtype=dtype)
+    expected = assignment.average(value.float())
+    assert expected.dtype == torch.float32
+    with torch.autocast('cpu', torch.bfloat16):
+        out = assignment.average(value)
+    assert_close_to_reference(out, expected, tolerance=2e-2)
+
+
+@pytest.mark.parametrize('wrong', [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_averaged_value_of_another_dtype(wrong):
+    assignment = make_assignment(2, (4, 5), (8, 10), dtype=torch.float32)
+    with refused('value', str(wrong).removeprefix('torch.'), error=TypeError):
+        assignment.average(torch.zeros(2, 3, 8, 10, dtype=wrong))
+
+
+def test_bad_averaged_value():
+    assignment = make_assignment(2, (4, 5), (8, 10), dtype=torch.float32)
+    with refused('value', 'list', error=TypeError):
+        assignment.average([1.0])
+    with refused('value', 'int64', error=TypeError):
+        assignment.average(torch.zeros(2, 3, 8, 10, dtype=torch.int64))
+    for shape in (
+        (1, 3, 8, 10),
+        (3, 3, 8, 10),
+        (2, 3, 4, 5),
+        (2, 3, 10, 8),
+        (2, 3, 1, 1),
+        (3, 8, 10),
+    ):
+        with refused('value', error=ValueError):
+            assignment.average(torch.zeros(shape))
+    with refused('value', 'meta', error=ValueError):
+        assignment.average(torch.zeros(2, 3, 8, 10, device='meta'))
