@@ -49,6 +49,8 @@ def soft_slic(features: Tensor, size: Sequence[int], iterations: int = 5) -> Ass
     check_positive_int('iterations', iterations)
     with torch.autocast(features.device.type, enabled=False):
         features = features.to(accumulation_dtype(features.dtype))
+        # What all pixels have in common would only cost digits.
+        features = features - features.detach().mean((2, 3), keepdim=True)
         weights = _iterate(features, size, iterations)
         return Assignment(join_cells(weights, size, features.shape[2:]), size)
 

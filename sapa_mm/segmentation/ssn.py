@@ -54,8 +54,7 @@ def superpixel_grid(number: int, size: Sequence[int]) -> tuple[int, int]:
             f'number: expected at least {least} superpixels for an image of {height} x {width}, '
             f'got {number}'
         )
-    # An image of a few pixels may be thinner than its grid.
-    return min(grid[0], height), min(grid[1], width)
+    return grid
 
 
 @MODELS.register_module()
