@@ -44,7 +44,7 @@ def annotate(rng: np.random.Generator, scene: Scene) -> list[np.ndarray]:
     """Segment a scene as people would, some more finely than others.
 
     The first has every object and every connected part of the background. The others leave out
-    objects below a size of their own, which fall to the background around them.
+    objects below a size of their own, which fall to what is around them.
 
     Args:
         rng: The only source of chance.
@@ -58,18 +58,20 @@ def annotate(rng: np.random.Generator, scene: Scene) -> list[np.ndarray]:
     for k in range(rng.integers(ANNOTATORS[0], ANNOTATORS[1] + 1)):
         least = 0 if k == 0 else rng.uniform(0, LEFT_OUT) * scene.labels.size
         numbers = scene.labels.astype(np.int32)
-        for place, ((_, mask), area) in enumerate(zip(scene.instances, areas, strict=True)):
-            # Classes are below 256; what is left out has the commonest class around it.
-            numbers[mask] = 256 + place if area >= least else _around(scene.labels, mask)
+        for place, (_, mask) in enumerate(scene.instances):
+            numbers[mask] = 256 + place  # classes are below
+        for (_, mask), area in zip(scene.instances, areas, strict=True):
+            if area < least:
+                numbers[mask] = _around(numbers, mask)
         maps.append(label(numbers + 1, connectivity=1).astype(np.uint16))
     return maps
 
 
-def _around(labels: np.ndarray, mask: np.ndarray) -> int:
-    """Return the commonest label in the rows and columns of a mask, outside of it."""
+def _around(numbers: np.ndarray, mask: np.ndarray) -> int:
+    """Return the commonest number in the rows and columns of a mask, outside of it."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     box = slice(max(rows[0] - 1, 0), rows[-1] + 2), slice(max(columns[0] - 1, 0), columns[-1] + 2)
-    return int(np.bincount(labels[box][~mask[box]], minlength=1).argmax())
+    return int(np.bincount(numbers[box][~mask[box]], minlength=1).argmax())
 
 
 def write_bsds(
