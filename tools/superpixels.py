@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the superpixels of a clustering backbone; see --help."""
+"""Draw superpixels, or curves of their accuracy; see --help."""
 
 import sys
 

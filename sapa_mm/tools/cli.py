@@ -42,7 +42,7 @@ TOOLS = {
     'compare': Tool('compare:main', 'train, test and report several upsamplers in one model'),
     'swap': Tool('swap:main', 'write a config that is another one with an upsampler'),
     'visualize': Tool('visualize:main', 'draw what every upsampler of a trained model does'),
-    'superpixels': Tool('superpixels:main', 'draw the superpixels of a clustering backbone'),
+    'superpixels': Tool('superpixels:main', 'draw superpixels, or curves of their accuracy'),
     'export': Tool('export:main', 'write a model or an upsampler to ONNX or torch.export'),
     'complexity': Tool('complexity:main', 'count parameters and FLOPs, and those of every step'),
     'benchmark': Tool('benchmark:main', 'time and check the operators, or whole models'),

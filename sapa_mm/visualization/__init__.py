@@ -24,7 +24,12 @@ from .recording import (
     record_upsampling,
     select_upsamplers,
 )
-from .superpixels import draw_superpixels, mark_superpixels
+from .superpixels import (
+    draw_superpixel_curves,
+    draw_superpixels,
+    find_leakage,
+    mark_superpixels,
+)
 from .upsampling import (
     draw_upsampling,
     draw_upsampling_steps,
@@ -45,11 +50,13 @@ __all__ = [
     'draw_depths',
     'draw_pictures',
     'draw_segmentations',
+    'draw_superpixel_curves',
     'draw_superpixels',
     'draw_upsampling',
     'draw_upsampling_steps',
     'feature_to_rgb',
     'figure_to_rgb',
+    'find_leakage',
     'find_max_depth',
     'find_upsamplers',
     'input_image',

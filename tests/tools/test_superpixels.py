@@ -13,6 +13,8 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import save_checkpoint
 from mmseg.registry import MODELS
 from PIL import Image
+from scipy.io import savemat
+from testing_superpixels import stripes, write_stripe_model
 
 from sapa_mm.segmentation import image_superpixels
 from sapa_mm.tools import superpixels as tool
@@ -143,15 +145,30 @@ def test_help():
     command = [sys.executable, str(ROOT / 'tools' / 'superpixels.py'), '--help']
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
-    for word in ('CONFIG', 'CHECKPOINT', 'IMAGE', '--out', '--device', 'superpixels.png'):
+    for word in (
+        'CONFIG',
+        'CHECKPOINT',
+        'IMAGE',
+        '--out',
+        '--device',
+        'superpixels.png',
+        '--curve',
+        '--annotations',
+    ):
         assert word in result.stdout
 
 
-def refused(inputs: Inputs, out: Path, capsys: pytest.CaptureFixture, **options: Path) -> str:
+def refused(
+    inputs: Inputs,
+    out: Path,
+    capsys: pytest.CaptureFixture,
+    options: tuple[str, ...] = (),
+    **config: Path,
+) -> str:
     """Return the sentence with which the tool refuses, having written nothing."""
     before = sorted(out.parent.parent.rglob('*'))
     with pytest.raises(SystemExit) as stopped:
-        run(inputs, out, **options)
+        run(inputs, out, *options, **config)
     assert stopped.value.code == 2
     assert sorted(out.parent.parent.rglob('*')) == before
     return capsys.readouterr().err.splitlines()[-1]
@@ -215,3 +232,95 @@ def test_the_folder_of_the_picture_is_missing(inputs, tmp_path, capsys):
 
 def test_a_picture_of_no_known_kind(inputs, tmp_path, capsys):
     assert '.pig' in refused(inputs, tmp_path / 'picture.pig', capsys)
+
+
+@pytest.fixture(scope='module')
+def stripe_model(tmp_path_factory):
+    return write_stripe_model(tmp_path_factory.mktemp('stripes'), 'elsewhere', 50)
+
+
+def write_annotations(path: Path, *maps: np.ndarray) -> Path:
+    cells = np.empty((1, len(maps)), object)
+    for k, segments in enumerate(maps):
+        cells[0, k] = {'Segmentation': segments}
+    savemat(path, {'groundTruth': cells})
+    return path
+
+
+def test_superpixels_of_the_numbers_asked_for(inputs, stripe_model, tmp_path):
+    """A column a number, with the superpixels that the model finds in each image."""
+    config, checkpoint = stripe_model
+    stripe_inputs = inputs._replace(checkpoint=checkpoint)
+    run(stripe_inputs, tmp_path / 'got.png', '--numbers', 4, 16, config=config)
+    images = [np.asarray(Image.open(path).convert('RGB')) for path in inputs.images]
+    levels = [{f'{n} superpixels': stripes(image, n, 50) for n in (4, 16)} for image in images]
+    draw_superpixels(tmp_path / 'expected.png', images, levels)
+    got, expected = read(tmp_path / 'got.png'), read(tmp_path / 'expected.png')
+    assert got.shape == expected.shape
+    # The decoder of a JPEG may round a pixel differently.
+    assert (np.abs(got - expected) < 0.1).mean() > 0.998
+    # Its own number without the option is one.
+    run(stripe_inputs, tmp_path / 'own.png', config=config)
+    assert [len(row) for row in find_panels(read(tmp_path / 'own.png'))] == [2, 2]
+
+
+def test_leakage_of_an_annotator_is_red(inputs, stripe_model, tmp_path):
+    config, checkpoint = stripe_model
+    halves = inputs.images[1]
+    # The first annotator agrees with the halves and the second has another quarter.
+    first = np.ones((HEIGHT, WIDTH), np.uint16)
+    first[:, WIDTH // 2 :] = 2
+    second = first.copy()
+    second[: HEIGHT // 4, : WIDTH // 2] = 3
+    file = write_annotations(tmp_path / 'a.mat', first, second)
+    one = inputs._replace(checkpoint=checkpoint, images=[halves])
+
+    def red_share(*options: object) -> list[float]:
+        numbers = ('--numbers', '2', '8')
+        run(one, tmp_path / 'got.png', *numbers, *options, config=config)
+        (panels,) = find_panels(read(tmp_path / 'got.png'))
+        return [float((np.abs(panel - (1, 0, 0)) < 0.02).all(-1).mean()) for panel in panels]
+
+    assert red_share() == [0, 0, 0]
+    assert red_share('--annotations', file) == [0, 0, 0]
+    shares = red_share('--annotations', file, '--annotator', 1)
+    # An eighth of the image, but for the lines over it.
+    assert shares[0] == 0
+    assert shares[1] == pytest.approx(1 / 8, abs=0.01)
+    assert shares[2] == pytest.approx(1 / 8, abs=0.02)
+
+
+def test_annotations_that_do_not_fit(inputs, stripe_model, tmp_path, capsys):
+    config, checkpoint = stripe_model
+    one = inputs._replace(checkpoint=checkpoint, images=inputs.images[:1])
+    good = write_annotations(tmp_path / 'good.mat', np.ones((HEIGHT, WIDTH), np.uint16))
+    turned = write_annotations(tmp_path / 'turned.mat', np.ones((WIDTH, HEIGHT), np.uint16))
+    out = tmp_path / 'picture.png'
+
+    def sentence(*options: object) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            run(one, out, *options, config=config)
+        assert stopped.value.code == 2
+        assert not out.exists()
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert 'one for each of the 1 images, got 2' in sentence('--annotations', good, good)
+    assert 'missing.mat: no such file' in sentence('--annotations', tmp_path / 'missing.mat')
+    assert '(96, 128), got (128, 96)' in sentence('--annotations', turned)
+    assert '0 to 0' in sentence('--annotations', good, '--annotator', 1)
+    assert 'got -1' in sentence('--annotations', good, '--annotator', '-1')
+    broken = tmp_path / 'broken.mat'
+    broken.write_text('no structure')
+    assert "expected a .mat file, got '" in sentence('--annotations', broken)
+
+
+def test_models_without_superpixels_or_numbers(inputs, stripe_model, tmp_path, capsys):
+    sentence = refused(inputs, tmp_path / 'picture.png', capsys, options=('--numbers', '5'))
+    assert '--numbers: expected a model that is asked for them, such as SSN' in sentence
+    config, checkpoint = stripe_model
+    silent = tmp_path / 'silent.py'
+    silent.write_text(config.read_text().replace('StripeSegmentor', 'SilentSegmentor'))
+    sentence = refused(
+        inputs._replace(checkpoint=checkpoint), tmp_path / 'picture.png', capsys, config=silent
+    )
+    assert 'got SilentSegmentor, which predicts no superpixels' in sentence

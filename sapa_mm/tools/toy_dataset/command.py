@@ -4,14 +4,14 @@ Spoked wheels, torn kites, thin chairs and leafy plants, filled with photographs
 before cluttered backgrounds. The same scenes are written in the layout of ADE20K, for
 mmsegmentation, and in that of COCO, for mmdetection. The layout "depth" has rooms with such objects
 and their depth, as mmsegmentation has NYU Depth v2, and one real picture with measured depth,
-stereo_motorcycle of scikit-image. No download is needed.
+stereo_motorcycle of scikit-image. The layout "bsds" has the scenes with the segments of several
+annotators each, as BSDS500 has them. No download is needed.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import glob
-import io
 import json
 import math
 import os
@@ -33,6 +33,7 @@ from rich.table import Table
 from ...ops.checks import check_int, check_positive_int
 from ..output import write_json, write_text
 from .depth_scenes import DepthScene, motorcycle, render_depth_scene
+from .layouts import annotate, encode_jpeg, write_bsds, write_depth
 from .scenes import BACKGROUNDS, OBJECTS, Scene, render_scene
 from .shapes import mask_to_polygons
 
@@ -41,9 +42,14 @@ if sys.platform != 'win32':  # Windows has no such locks: leftovers of a killed 
 
 MARKER = 'toy_dataset.json'
 SEGMENTATION_LAYOUTS = ('ade', 'coco')
-LAYOUTS = (*SEGMENTATION_LAYOUTS, 'depth')
+LAYOUTS = (*SEGMENTATION_LAYOUTS, 'depth', 'bsds')
 # The framework that reads a layout.
-FRAMEWORKS = {'ade': 'mmsegmentation', 'coco': 'mmdetection', 'depth': 'mmsegmentation, depth'}
+FRAMEWORKS = {
+    'ade': 'mmsegmentation',
+    'coco': 'mmdetection',
+    'depth': 'mmsegmentation, depth',
+    'bsds': 'mmsegmentation, superpixels',
+}
 SIZES = (64, 2048)
 COCO_NAMES = (
     'person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,'
@@ -99,10 +105,10 @@ class Options:
 
     Args:
         num_train: Training images, at least 1.
-        num_val: Validation images, which the layout 'depth' calls test, at least 1.
+        num_val: Validation images, which 'depth' and 'bsds' call test, at least 1.
         size: Height and width of the images in pixels, 64 to 2048 each.
         seed: Seed, at least 0.
-        layouts: Some of 'ade', 'coco' and 'depth'.
+        layouts: Some of 'ade', 'coco', 'depth' and 'bsds'.
 
     Raises:
         TypeError: If a number is not an integer.
@@ -139,6 +145,7 @@ class Statistics:
         rooms: Scenes of 'depth' a split.
         depths: The least and the largest depth in the rooms, in metres.
         unknown: Pixels of the rooms whose depth is unknown.
+        segments: How many each annotation of 'bsds' has.
     """
 
     images: Counter = dataclasses.field(default_factory=Counter)
@@ -147,6 +154,7 @@ class Statistics:
     rooms: Counter = dataclasses.field(default_factory=Counter)
     depths: tuple[float, float] = (math.inf, 0.0)
     unknown: int = 0
+    segments: list[int] = dataclasses.field(default_factory=list)
 
     def add(self, split: str, scene: Scene) -> None:
         """Count one scene of the split 'train' or 'val'."""
@@ -177,27 +185,6 @@ def _coco_annotation(identity: int, image_id: int, name: str, mask: np.ndarray) 
     }
 
 
-def _jpeg(image: np.ndarray) -> bytes:
-    """Encode a picture; chroma subsampling would smear colours across the boundaries."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, 'JPEG', quality=95, subsampling=0)
-    return buffer.getvalue()
-
-
-def _write_depth(
-    root: Path, split: str, pictures: Iterable[tuple[str, np.ndarray, np.ndarray]]
-) -> None:
-    """Write names, images and their depth in metres: JPEG, and PNG of 16 bits in millimetres."""
-    images = root / 'depth' / 'images' / split
-    annotations = root / 'depth' / 'annotations' / split
-    images.mkdir(parents=True)
-    annotations.mkdir(parents=True)
-    for name, image, depth in pictures:
-        (images / f'{name}.jpg').write_bytes(_jpeg(image))
-        millimetres = np.round(depth * 1000).astype(np.uint16)
-        Image.fromarray(millimetres).save(annotations / f'{name}.png')
-
-
 def _write_split(root: Path, split: str, options: Options, scenes: Iterable[Scene]) -> None:
     """Write the images and annotations of the split 'train' or 'val'."""
     ade_split = {'train': 'training', 'val': 'validation'}[split]
@@ -216,7 +203,7 @@ def _write_split(root: Path, split: str, options: Options, scenes: Iterable[Scen
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for k, scene in enumerate(scenes, 1):
-        encoded = _jpeg(scene.image)
+        encoded = encode_jpeg(scene.image)
         if 'ade' in options.layouts:
             name = f'ADE_{split}_{k:08d}'
             (ade_images / f'{name}.jpg').write_bytes(encoded)
@@ -377,13 +364,23 @@ def make_dataset(
                 counts.add_room(split, scene)
                 yield f'scene_{k + 1:05d}', scene.image, scene.depth
 
+        def annotate_scenes(split: str) -> Iterator[tuple[str, np.ndarray, list[np.ndarray]]]:
+            for k, rng in numbers(split, 'images of segments', 4):
+                scene = render_scene(rng, options.size)
+                maps = annotate(rng, scene)
+                counts.segments += [int(m.max()) for m in maps]
+                yield f'{k + 1:06d}', scene.image, maps
+
         if set(options.layouts) & set(SEGMENTATION_LAYOUTS):
             for split in ('train', 'val'):
                 _write_split(build, split, options, render(split))
         if 'depth' in options.layouts:
-            _write_depth(build, 'train', render_rooms('train'))
-            _write_depth(build, 'test', render_rooms('val'))
-            _write_depth(build, 'motorcycle', [('motorcycle_1', *motorcycle())])
+            write_depth(build, 'train', render_rooms('train'))
+            write_depth(build, 'test', render_rooms('val'))
+            write_depth(build, 'motorcycle', [('motorcycle_1', *motorcycle())])
+        if 'bsds' in options.layouts:
+            write_bsds(build, 'train', annotate_scenes('train'))
+            write_bsds(build, 'test', annotate_scenes('val'))
         write_json(build / MARKER, dataclasses.asdict(options))
     return counts
 
@@ -399,6 +396,13 @@ def print_summary(out: Path, options: Options, counts: Statistics, console: Cons
             f'{counts.rooms["train"]} training and {counts.rooms["val"]} test images of '
             f'{height}x{width} pixels with depth from {counts.depths[0]:.2f} to '
             f'{counts.depths[1]:.2f} m, {unknown:.1f} % unknown, and stereo_motorcycle',
+            highlight=False,
+        )
+    if 'bsds' in options.layouts:
+        console.print(
+            f'{options.num_train} training and {options.num_val} test images of '
+            f'{height}x{width} pixels with {len(counts.segments)} annotations of '
+            f'{min(counts.segments)} to {max(counts.segments)} segments',
             highlight=False,
         )
     for layout, framework in FRAMEWORKS.items():
