@@ -24,6 +24,7 @@ from .hc_resnet import HCResNet
 from .segformer_head import GuidedSegformerHead
 from .segnet import SegNetBasic, SegNetVGG
 from .segnet_head import SegNetHead
+from .sun_rgbd import SUNRGBDDataset
 from .superpixel_hook import SuperpixelVisualizationHook
 from .superpixels import (
     SuperpixelEncoderDecoder,
@@ -52,6 +53,7 @@ __all__ = [
     'HCPSPHead',
     'HCResNet',
     'HCUPerHead',
+    'SUNRGBDDataset',
     'SegNetBasic',
     'SegNetHead',
     'SegNetVGG',
