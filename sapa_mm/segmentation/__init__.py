@@ -28,6 +28,7 @@ from .segnet import SegNetBasic, SegNetVGG
 from .segnet_head import SegNetHead
 from .ssn import SSN, superpixel_grid
 from .ssn_features import SSNFeatures
+from .sun_rgbd import SUNRGBDDataset
 from .superpixel_hook import SuperpixelVisualizationHook
 from .superpixels import (
     SuperpixelEncoderDecoder,
@@ -61,6 +62,7 @@ __all__ = [
     'HCUPerHead',
     'LoadBSDSAnnotations',
     'SSNFeatures',
+    'SUNRGBDDataset',
     'SegNetBasic',
     'SegNetHead',
     'SegNetVGG',

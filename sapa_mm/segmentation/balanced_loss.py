@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-import torch
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.checks import check_positive
+from ..ops.layout import accumulation_dtype
 
 
 @MODELS.register_module()
@@ -70,9 +70,10 @@ class BalancedCrossEntropyLoss(nn.Module):
                 f'class_weight: expected {logits.shape[1]} weights, one a class, got '
                 f'{len(self.class_weight)}'
             )
-        class_weight = logits.new_tensor(self.class_weight, dtype=torch.float32)
+        logits = logits.to(accumulation_dtype(logits.dtype))
+        class_weight = logits.new_tensor(self.class_weight)
         losses = F.cross_entropy(
-            logits.float(), label, class_weight, ignore_index=ignore_index, reduction='none'
+            logits, label, class_weight, ignore_index=ignore_index, reduction='none'
         )
         used = label != ignore_index
         total = (class_weight[label.where(used, 0)] * used).sum()

@@ -1,5 +1,7 @@
 """SegNet's encoders, which hand on the features before their poolings."""
 
+from collections.abc import Sequence
+
 from mmcv.cnn import VGG, ConvModule
 from mmengine.model import BaseModule
 from mmseg.registry import MODELS
@@ -64,45 +66,45 @@ class SegNetBasic(BaseModule):
     """The small encoder that SegNet's authors compare decoders with (SegNet-Basic).
 
     A stage is one convolution, batch normalization, ReLU and a maximum over 2 x 2 pixels with sizes
-    rounded up; all stages are equally wide. The published network also normalizes the contrast of
-    the image locally, which is left to the data preprocessor here.
+    rounded up. The published network also normalizes the contrast of the image locally, which is
+    left to the data preprocessor here.
 
     Args:
         in_channels: Channels of the images.
-        base_channels: Width of all stages.
+        channels: Widths of the stages. Default: those of the published network.
         kernel_size: Size of the convolutions, odd.
-        num_stages: Number of stages.
         norm_cfg: Config of the normalization. Default: batch normalization.
         init_cfg: As in every mmengine module. Default: convolutions Kaiming normal.
 
     Raises:
         TypeError: A number that is no int.
-        ValueError: A number that is not positive, or an even ``kernel_size``.
+        ValueError: A number that is not positive, no stage, or an even ``kernel_size``.
     """
 
     def __init__(
         self,
         in_channels: int = 3,
-        base_channels: int = 64,
+        channels: Sequence[int] = (64, 64, 64, 64),
         kernel_size: int = 7,
-        num_stages: int = 4,
         norm_cfg: dict | None = None,
         init_cfg: dict | list[dict] | None = None,
     ):
         check_positive_int('in_channels', in_channels)
-        check_positive_int('base_channels', base_channels)
+        for width in channels:
+            check_positive_int('channels', width)
+        if not channels:
+            raise ValueError(f'channels: expected the width of one stage or more, got {channels}')
         check_kernel_size(kernel_size)
-        check_positive_int('num_stages', num_stages)
         super().__init__(init_cfg)
         self.stages = nn.ModuleList(
             ConvModule(
-                base_channels if stage else in_channels,
-                base_channels,
+                before,
+                width,
                 kernel_size,
                 padding=kernel_size // 2,
                 norm_cfg=norm_cfg or dict(type='BN'),
             )
-            for stage in range(num_stages)
+            for before, width in zip([in_channels, *channels[:-1]], channels, strict=True)
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -112,7 +114,7 @@ class SegNetBasic(BaseModule):
             x: Images (N, in_channels, H, W).
 
         Returns:
-            ``num_stages + 1`` features of ``base_channels`` channels, fine to coarse: those before
+            One feature (N, C_i, H_i, W_i) more than there are stages, fine to coarse: those before
             the poolings, the first of the image's size, and the last pooled one. Sizes are halved
             and rounded up from one to the next.
         """

@@ -136,7 +136,7 @@ def test_refusals_write_nothing(tmp_path, capsys):
     out = tmp_path / 'my.py'
     stock = 'mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py'
     sentence = refused(capsys, stock, out)
-    assert 'SegformerHead, UPerHead' in sentence and 'decode_head: PSPHead' in sentence
+    assert 'SegformerHead, SegNetHead, UPerHead' in sentence and 'decode_head: PSPHead' in sentence
     assert "got 'sappa'" in refused(capsys, SEGFORMER, out, name='sappa')
     assert 'no file' in refused(capsys, tmp_path / 'none.py', out)
     assert 'kernel_size' in refused(capsys, TOY, out, '--options', 'kernel_size=4')

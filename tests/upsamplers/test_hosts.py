@@ -22,8 +22,11 @@ HOSTS = {
     'TransformerEncoderPixelDecoder': GuidedType('GuidedTransformerEncoderPixelDecoder', ()),
     'MSDeformAttnPixelDecoder': GuidedType('GuidedMSDeformAttnPixelDecoder', ()),
 }
-# mmseg has no BTS, so that the host stands for itself.
-OWN = {'GuidedBTSHead': GuidedType('GuidedBTSHead', ())}
+# mmseg has no BTS and no SegNet, so that these hosts stand for themselves.
+OWN = {
+    'GuidedBTSHead': GuidedType('GuidedBTSHead', ()),
+    'SegNetHead': GuidedType('SegNetHead', ()),
+}
 REFUSED = [(stock, name) for stock, host in HOSTS.items() for name in host.refuses]
 
 

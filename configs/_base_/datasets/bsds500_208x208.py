@@ -1,5 +1,5 @@
 # BSDS500: the 200 training images, one annotator drawn for a sample; all annotators when testing.
-data_root = 'data/BSDS500'
+data_root = 'data/bsds500'
 crop_size = (208, 208)
 meta_keys = (
     'img_path', 'seg_map_path', 'ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip',

@@ -17,7 +17,12 @@ test_pipeline = [
     dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(
-    num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline)
+    batch_size=4,
+    num_workers=0,
+    persistent_workers=False,
+    # Its schedule counts iterations.
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(pipeline=train_pipeline),
 )
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -2,6 +2,21 @@
 # data/camvid/{images,annotations}/{training,validation,test}.
 data_root = 'data/camvid'
 crop_size = (360, 480)
+# SegNet's balance of the classes: the median of their frequencies in the training images where they
+# occur, divided by their own.
+class_weight = [
+    0.2793,
+    0.2017,
+    4.7865,
+    0.149,
+    1.0,
+    0.4217,
+    3.8467,
+    1.9736,
+    0.7889,
+    6.3747,
+    8.8587,
+]
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -15,10 +30,11 @@ test_pipeline = [
     dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(
-    batch_size=4,
+    batch_size=8,
     num_workers=2,
     persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
+    drop_last=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type='CamVidDataset',
         data_root=data_root,

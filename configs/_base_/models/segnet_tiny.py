@@ -1,17 +1,14 @@
-# SegNet-Basic, four stages of one convolution, with 24 channels and 5 x 5 kernels in place of 64
-# channels and 7 x 7.
+# A SegNet of reduced width: one 5 x 5 convolution a stage, as in SegNet-Basic, but five stages that
+# grow wider, and ReLUs in the decoder, as in SegNet.
 _base_ = 'segnet_vgg16.py'
 
-width = 24
 model = dict(
     backbone=dict(
-        _delete_=True, type='SegNetBasic', base_channels=width, kernel_size=5, num_stages=4
+        _delete_=True, type='SegNetBasic', channels=(16, 32, 64, 128, 128), kernel_size=5
     ),
     decode_head=dict(
-        in_channels=(width,) * 5,
-        widths=((width,),) * 4,
+        in_channels=(16, 32, 64, 128, 128, 128),
+        widths=((128,), (64,), (32,), (16,), (16,)),
         kernel_size=5,
-        cls_kernel_size=1,
-        activate=False,
     ),
 )

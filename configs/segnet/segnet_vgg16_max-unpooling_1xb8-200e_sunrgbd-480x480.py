@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/segnet_vgg16_1xb8-200e_sunrgbd-480x480.py',
+    '../_base_/upsamplers/max_unpooling.py',
+]
+
+model = dict(decode_head=dict(upsample_cfg=_base_.upsampler))
