@@ -1,7 +1,7 @@
 """Draw the superpixels that a model finds in images, at every level; or curves of measures.
 
   %(prog)s CONFIG CHECKPOINT image.jpg another.jpg --out superpixels.png
-  %(prog)s --curve --slic --model SSN CONFIG CHECKPOINT --data-root data/bsds500
+  %(prog)s --curve --slic --model SSN CONFIG CHECKPOINT --data-root data/BSDS500
 
 Each row of the first's picture is an image, alone and under the boundaries of the superpixels of
 every level. CONFIG is a segmentor of mmseg whose backbone is HCResNet, with the clusters of every
