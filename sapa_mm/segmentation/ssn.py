@@ -91,11 +91,13 @@ class SSN(BaseSegmentor):
             ``connectivity`` (default: True): whether fragments below 0.06 of the mean size are
             merged into a neighbour, and every superpixel is one region.
         data_preprocessor: Of mmseg. Images are floating point Lab, of `ConvertToLab`.
+        pretrained: A checkpoint to start from, which mmseg's segmentors take by this name.
         init_cfg: As in every mmengine module.
 
     Raises:
         TypeError: An argument of the wrong type, or an unknown option.
-        ValueError: An unknown choice, or a number that is out of range.
+        ValueError: An unknown choice, a number that is out of range, or ``pretrained`` together
+            with ``init_cfg``.
     """
 
     def __init__(
@@ -110,8 +112,13 @@ class SSN(BaseSegmentor):
         train_cfg: Mapping | None = None,
         test_cfg: Mapping | None = None,
         data_preprocessor: dict | None = None,
+        pretrained: str | None = None,
         init_cfg: dict | None = None,
     ):
+        if pretrained is not None:
+            if init_cfg is not None:
+                raise ValueError(f'pretrained: expected None with init_cfg, got {pretrained!r}')
+            init_cfg = dict(type='Pretrained', checkpoint=pretrained)
         super().__init__(data_preprocessor, init_cfg)
         check_positive('color_scale', color_scale)
         check_positive('position_scale', position_scale)

@@ -18,9 +18,7 @@ train_dataloader = dict(
     dataset=dict(data_root=data_root, pipeline=train_pipeline),
 )
 # There is no third part.
-test_dataloader = dict(
-    num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root)
-)
+test_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root))
 val_dataloader = test_dataloader
 val_dataloader['dataset']['data_prefix'] = dict(
     img_path='images/test', seg_map_path='groundTruth/test'
