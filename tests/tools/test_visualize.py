@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,6 +116,33 @@ def test_the_pictures_are_those_of_the_checkpoint(inputs, tmp_path):
         assert np.array_equal(got, figure_to_rgb(figure))
     sheet = draw_upsampling_steps(list(recording.steps.values()), *others)
     assert np.array_equal(read(tmp_path / 'out' / 'square_steps.png'), figure_to_rgb(sheet))
+
+
+def test_a_sheet_of_several_models(inputs, tmp_path):
+    torch.manual_seed(1)
+    other = save_random(SEGMENTOR, SEGMENTORS, tmp_path / 'other.pth')
+    one = inputs._replace(images=inputs.images[:1])
+    run(one, tmp_path / 'out', '--beside', SEGMENTOR, other, '--features', 'first3')
+    assert names(tmp_path / 'out') == ['square_models.png']
+    steps = []
+    for checkpoint in (inputs.segmentor, other):
+        model = init_model(str(SEGMENTOR), str(checkpoint), device='cpu')
+        with record_upsampling(model) as recording:
+            inference_model(model, str(inputs.images[0]))
+        step = recording.steps['c2_c1']
+        steps.append(dataclasses.replace(step, name=f'{SEGMENTOR.stem}\nc2_c1'))
+    image = input_image(recording.inputs, model.data_preprocessor)
+    sheet = draw_upsampling_steps(steps, image, features='first3')
+    assert np.array_equal(read(tmp_path / 'out' / 'square_models.png'), figure_to_rgb(sheet))
+
+
+def test_models_are_named_by_what_they_do_not_share():
+    configs = ['a/net_sapa-b_1xb4_toy.py', 'a/net_bilinear_1xb8_toy.py']
+    assert tool.short_names(configs) == {
+        configs[0]: 'sapa-b\n1xb4',
+        configs[1]: 'bilinear\n1xb8',
+    }
+    assert tool.short_names(['net_toy.py']) == {'net_toy.py': 'net_toy'}
 
 
 def test_a_detector(inputs, tmp_path):

@@ -1,5 +1,5 @@
 _base_ = [
-    '../_base_/segnet-tiny_1xb4-500_camvid-180x240.py',
+    '../_base_/segnet-tiny_1xb4-300_camvid-180x240.py',
     '../_base_/upsamplers/max_unpooling.py',
 ]
 

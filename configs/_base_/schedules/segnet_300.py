@@ -1,7 +1,7 @@
 # Enough to tell tiny SegNets from scratch apart, on a CPU core.
 _base_ = 'mmseg::_base_/default_runtime.py'
 
-iterations = 500
+iterations = 300
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.01))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),

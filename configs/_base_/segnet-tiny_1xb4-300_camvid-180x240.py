@@ -2,7 +2,7 @@
 _base_ = [
     'models/segnet_tiny.py',
     'datasets/camvid_180x240.py',
-    'schedules/segnet_500.py',
+    'schedules/segnet_300.py',
 ]
 
 model = dict(

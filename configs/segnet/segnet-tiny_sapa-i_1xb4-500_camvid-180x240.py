@@ -1,3 +1,0 @@
-_base_ = ['../_base_/segnet-tiny_1xb4-500_camvid-180x240.py', '../_base_/upsamplers/sapa_i.py']
-
-model = dict(decode_head=dict(upsample_cfg=_base_.upsampler))
