@@ -220,7 +220,9 @@ def draw_beside(
         step = list(recording.steps.values())[-1]
         steps.append(dataclasses.replace(step, name=f'{names[config]}\n{step.name}'))
     assert seen is not None
-    sheet = draw_upsampling_steps(steps, seen, None, options.positions, options.features)
+    sheet = draw_upsampling_steps(
+        steps, seen, None, options.positions, options.features, own_scales=True
+    )
     return {'models': sheet}
 
 

@@ -206,6 +206,7 @@ def draw_upsampling_steps(
     features: str = 'pca',
     index: int = 0,
     prediction_title: str = PREDICTION_TITLE,
+    own_scales: bool = False,
 ) -> Figure:
     """Draw several steps on one sheet, a row each.
 
@@ -213,10 +214,12 @@ def draw_upsampling_steps(
         steps: What was recorded, at least one.
         image: As in `draw_upsampling`.
         prediction: Likewise.
-        positions: Likewise; the first five are shown. All kernels have one scale of colours.
+        positions: Likewise; the first five are shown.
         features: Likewise.
         index: Likewise.
         prediction_title: Likewise.
+        own_scales: Whether the kernels of each step have a scale of colours of their own, up to the
+            99th percentile of what is shown. Default: all have one.
 
     Returns:
         The figure.
@@ -246,6 +249,9 @@ def draw_upsampling_steps(
     )
     left = figure.add_subfigure(grid[:, 0])
     _draw_left(left, image, prediction, prediction_title, left_height / full_height)
+    if own_scales:
+        tops = [_scale(list(row.values())).vmax for row in maps]
+        maps = [{at: w / top for at, w in row.items()} for row, top in zip(maps, tops, strict=True)]
     scale = _scale([weights for row in maps for weights in row.values()])
     for row, step in enumerate(steps):
         for column, (title, _, picture) in enumerate(_feature_pictures(step, features, index)):
@@ -265,7 +271,8 @@ def draw_upsampling_steps(
                 axis.set_axis_off()
                 axis.text(0.5, 0.5, 'none', ha='center', va='center', fontsize=8)
     if shown:
-        _draw_bar(figure.add_subplot(grid[:, -1]), scale)
+        label = "weight, of the row's largest" if own_scales else 'weight'
+        _draw_bar(figure.add_subplot(grid[:, -1]), scale, label)
     return figure
 
 
@@ -317,12 +324,12 @@ def _scale(maps: list[np.ndarray]) -> Normalize:
     return Normalize(low, high if high > low else low + 1)
 
 
-def _draw_bar(axis: Axes, scale: Normalize) -> None:
+def _draw_bar(axis: Axes, scale: Normalize, label: str = 'weight') -> None:
     """Draw the scale of the kernels' colours; the arrow stands for the larger weights."""
     mappable = ScalarMappable(scale, KERNEL_COLOURS)
     bar = axis.figure.colorbar(mappable, cax=axis, extend='max', extendfrac=0.03)
     bar.ax.tick_params(labelsize=8)
-    bar.set_label('weight', fontsize=8)
+    bar.set_label(label, fontsize=8)
 
 
 def _show(axis: Axes, picture: np.ndarray, inches: float, ratio: float, **options: object) -> None:

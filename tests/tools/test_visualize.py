@@ -132,7 +132,7 @@ def test_a_sheet_of_several_models(inputs, tmp_path):
         step = recording.steps['c2_c1']
         steps.append(dataclasses.replace(step, name=f'{SEGMENTOR.stem}\nc2_c1'))
     image = input_image(recording.inputs, model.data_preprocessor)
-    sheet = draw_upsampling_steps(steps, image, features='first3')
+    sheet = draw_upsampling_steps(steps, image, features='first3', own_scales=True)
     assert np.array_equal(read(tmp_path / 'out' / 'square_models.png'), figure_to_rgb(sheet))
 
 

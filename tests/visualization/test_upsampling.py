@@ -1,5 +1,7 @@
 """Pictures of upsampling: colours of features, panels, kernels and their scale."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -300,6 +302,20 @@ def test_the_sheet_has_a_row_a_step(shape):
     assert colours == {1}  # in the first row alone
     assert sum(a.images[0].get_array().shape == (*shape, 3) for a in figure.axes if a.images) == 2
     assert_nothing_is_cut_off(figure)
+
+
+def test_steps_with_scales_of_their_own():
+    step = make_step()
+    larger = dataclasses.replace(step, kernels=7 * step.kernels)
+    figure = draw_upsampling_steps([step, larger], IMAGE, own_scales=True)
+    maps = [image.get_array() for axis in figure.axes for image in axis.images]
+    maps = [np.asarray(image) for image in maps if image.ndim == 2]
+    assert len(maps) == 10
+    for first, second in zip(maps[:5], maps[5:], strict=True):
+        np.testing.assert_allclose(first, second, rtol=1e-6)
+    assert np.percentile(maps[:5], 99) == pytest.approx(1)
+    np.testing.assert_allclose(maps[0] / maps[1], step.kernels[0, 0, 12] / step.kernels[0, 0, 7])
+    assert "weight, of the row's largest" in [axis.get_ylabel() for axis in figure.axes]
 
 
 def test_a_sheet_needs_steps():
