@@ -1,15 +1,8 @@
 """Depth estimation with mmsegmentation: hosts, losses, data and metrics."""
 
-import contextlib
-import io
-
 from ..frameworks import INSTALL, require
 
-# The fork's package prints that it lacks an optional one.
-with (
-    require('mmsegmentation', __name__, f'{INSTALL["mmcv"]} {INSTALL["mmseg"]}'),
-    contextlib.redirect_stdout(io.StringIO()),
-):
+with require('mmsegmentation', __name__, f'{INSTALL["mmcv"]} {INSTALL["mmseg"]}'):
     import mmseg.datasets  # noqa: F401
 
 from .bts_head import GuidedBTSHead

@@ -1,9 +1,16 @@
 """Hosts and metrics for mmsegmentation."""
 
+import contextlib
+import io
+
 from ..frameworks import INSTALL, require
 
-with require('mmsegmentation', __name__, f'{INSTALL["mmcv"]} {INSTALL["mmseg"]}'):
-    import mmseg.models  # noqa: F401
+# The fork's package prints that it lacks an optional one.
+with (
+    require('mmsegmentation', __name__, f'{INSTALL["mmcv"]} {INSTALL["mmseg"]}'),
+    contextlib.redirect_stdout(io.StringIO()),
+):
+    import mmseg.datasets  # noqa: F401
 
 from .balanced_loss import BalancedCrossEntropyLoss
 from .boundary_iou import BoundaryIoU
