@@ -10,7 +10,9 @@ with (
     require('mmsegmentation', __name__, f'{INSTALL["mmcv"]} {INSTALL["mmseg"]}'),
     contextlib.redirect_stdout(io.StringIO()),
 ):
-    import mmseg.datasets  # noqa: F401
+    # In this order the fork's does without mmcv's operators.
+    import mmseg.models
+    import mmseg.datasets  # noqa: F401, I001
 
 from .balanced_loss import BalancedCrossEntropyLoss
 from .boundary_iou import BoundaryIoU
