@@ -11,8 +11,8 @@ with (
     contextlib.redirect_stdout(io.StringIO()),
 ):
     # In this order the fork's does without mmcv's operators.
-    import mmseg.models
-    import mmseg.datasets  # noqa: F401, I001
+    import mmseg.models  # noqa: I001
+    import mmseg.datasets  # noqa: F401
 
 from .balanced_loss import BalancedCrossEntropyLoss
 from .boundary_iou import BoundaryIoU
