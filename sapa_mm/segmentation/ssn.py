@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from ..ops import Assignment, soft_slic
 from ..ops.checks import check_bool, check_int, check_positive, check_positive_int
+from .bsds import IGNORED
 from .connectivity import connect_superpixels
 from .ssn_features import SSNFeatures
 from .superpixels import to_original
 
-IGNORE_INDEX = 255
 # Fragments below this share of a superpixel's mean size are merged into a neighbour.
 LEAST_SHARE = 0.06
 # The logarithm of a probability below this counts as this one's.
@@ -255,7 +255,7 @@ class SSN(BaseSegmentor):
         if not self.test_cfg['connectivity']:
             return labels
         least = LEAST_SHARE * labels.numel() / number
-        connected = connect_superpixels(labels.cpu().numpy(), math.ceil(least))
+        connected = connect_superpixels(labels.cpu().numpy(), least)
         return torch.from_numpy(connected).to(labels)
 
 
@@ -278,7 +278,7 @@ def _positions(like: Tensor) -> Tensor:
 
 def _reconstruction_loss(assignment: Assignment, labels: Tensor) -> Tensor:
     """Return the mean of -log of what comes back of the labels (N, H, W) at the true one."""
-    known = labels != IGNORE_INDEX
+    known = labels != IGNORED
     numbers = torch.zeros_like(labels)
     for number, label, valid in zip(numbers, labels, known, strict=True):
         # A crop's segments are numbered anew, so that there may be any number of them.
