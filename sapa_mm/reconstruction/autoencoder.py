@@ -1,6 +1,6 @@
 """The autoencoder whose upsampling is under test."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.checks import check_choice, check_positive_int
-from ..upsamplers import PairedUpsampler, build_steps
-from ..upsamplers.build import registered_upsamplers
+from ..upsamplers import build_steps
+from ..upsamplers.build import check_pairs, downsample_type
 
-DOWNSAMPLES = ('conv', 'max_pool', 'paired')
 MODES = ('tensor', 'loss', 'predict')
 
 
@@ -70,11 +69,6 @@ class Autoencoder(BaseModel):
         init_cfg: dict | None = None,
     ):
         super().__init__(data_preprocessor, init_cfg)
-        if not isinstance(downsample_cfg, Mapping):
-            raise TypeError(f'downsample_cfg: expected a dict with a type, got {downsample_cfg!r}')
-        check_choice("downsample_cfg['type']", downsample_cfg.get('type'), DOWNSAMPLES)
-        if len(downsample_cfg) > 1:
-            raise ValueError(f'downsample_cfg: expected no option but type, got {downsample_cfg!r}')
         check_positive_int('in_channels', in_channels)
         if not isinstance(channels, Sequence):
             raise TypeError(f'channels: expected a sequence of ints, got {channels!r}')
@@ -83,7 +77,7 @@ class Autoencoder(BaseModel):
         if len(channels) < 2:
             raise ValueError(f'channels: expected at least 2, got {channels!r}')
         *widths, bottleneck = channels
-        self.downsample = downsample_cfg['type']
+        self.downsample = downsample_type(downsample_cfg)
 
         self.encoder = nn.ModuleList(map(conv_block, [in_channels, *widths], [*widths, bottleneck]))
         if self.downsample == 'conv':
@@ -95,24 +89,12 @@ class Autoencoder(BaseModel):
         self.steps = tuple(steps)
         self.upsamplers = build_steps(upsample_cfg, step_cfgs, steps)
         if self.downsample == 'paired':
-            self._check_paired()
+            check_pairs(self.upsamplers)
         # They go from the bottleneck up; `output` is the last one.
         self.decoder = nn.ModuleList(map(conv_block, [bottleneck, *widths[:0:-1]], widths[::-1]))
         # The paper writes the last layer C(1) too. Normalized over the batch, an image's brightness
         # would hang on its neighbours, and where ReLU gives 0 a wrong pixel has no gradient.
         self.output = nn.Conv2d(widths[0], in_channels, 3, padding=1)
-
-    def _check_paired(self) -> None:
-        """Raise ValueError unless every upsampler can downsample."""
-        for name, upsampler in self.upsamplers.items():
-            methods = all(hasattr(upsampler, method) for method in ('encode', 'downsample'))
-            # A2U has the methods always, what they need only on request.
-            if not methods or not getattr(upsampler, 'paired', True):
-                names = ', '.join(registered_upsamplers(PairedUpsampler))
-                raise ValueError(
-                    "downsample_cfg: 'paired' expected an upsampler with encode and downsample "
-                    f'({names}, with paired=True where it is an option), got {name} {upsampler}'
-                )
 
     def reconstruct(self, image: Tensor) -> Tensor:
         """Encode and decode.

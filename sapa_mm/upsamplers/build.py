@@ -6,12 +6,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..frameworks import INSTALL, require
-from ..ops.checks import check_positive_int
-from .base import Upsampler, fit_to_size
+from ..ops.checks import check_choice, check_positive_int
+from .base import PairedUpsampler, Upsampler, fit_to_size
 from .registration import MODELS, ModuleDict
 
 INTERPOLATIONS = ('nearest', 'bilinear')
 SINGLE_INPUT = (*INTERPOLATIONS, 'deconv', 'pixel_shuffle')
+#: How the encoders downsample that leave a choice.
+DOWNSAMPLES = ('conv', 'max_pool', 'paired')
 
 
 class SingleInputUpsampler(Upsampler):
@@ -204,3 +206,41 @@ def build_steps(
         cfg = dict(override) if 'type' in override else {**upsample_cfg, **override}
         upsamplers[name] = build_upsampler(cfg, *channels)
     return upsamplers
+
+
+def downsample_type(cfg: object) -> str:
+    """Return how an encoder downsamples, one of `DOWNSAMPLES`.
+
+    Args:
+        cfg: ``dict(type=...)``, without options.
+
+    Raises:
+        TypeError: No dict.
+        ValueError: No such type, or an option.
+    """
+    if not isinstance(cfg, Mapping):
+        raise TypeError(f'downsample_cfg: expected a dict with a type, got {cfg!r}')
+    check_choice("downsample_cfg['type']", cfg.get('type'), DOWNSAMPLES)
+    if len(cfg) > 1:
+        raise ValueError(f'downsample_cfg: expected no option but type, got {cfg!r}')
+    return cfg['type']
+
+
+def check_pairs(upsamplers: ModuleDict) -> None:
+    """Check that an encoder can downsample by the upsamplers of its steps.
+
+    Args:
+        upsamplers: Upsamplers by the name of their step.
+
+    Raises:
+        ValueError: One has no ``encode`` and ``downsample``.
+    """
+    for name, upsampler in upsamplers.items():
+        methods = all(hasattr(upsampler, method) for method in ('encode', 'downsample'))
+        # A2U has the methods always, what they need only on request.
+        if not methods or not getattr(upsampler, 'paired', True):
+            names = ', '.join(registered_upsamplers(PairedUpsampler))
+            raise ValueError(
+                "downsample_cfg: 'paired' expected an upsampler with encode and downsample "
+                f'({names}, with paired=True where it is an option), got {name} {upsampler}'
+            )

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import assemble
-from ..ops.checks import check_bool, check_choice
+from ..ops.checks import check_bool, check_choice, check_positive_int
 from ..ops.dispatch import autocast_is_on
 from ..ops.parents import upsample_parent
 from .base import PairedUpsampler, block_grid, pad_to_even
@@ -44,11 +44,14 @@ class IndexNet(PairedUpsampler):
         context: Whether the convolution of stride 2 is 4 x 4 (sees one pixel around the block) or
             2 x 2.
         nonlinear: Whether batch normalization, ReLU6 and a 1x1 convolution follow it.
+        hidden_ratio: Hidden channels of an encoding, over the guide's with ``'hin'`` and over those
+            of the index maps otherwise. Default: 2 with ``'hin'`` and 1 otherwise.
         init_cfg: As in every mmengine module. Default: Kaiming normal.
 
     Raises:
-        TypeError: Channels that are no ints, or options that are no bools.
-        ValueError: An unknown variant, or channels that must be equal and are not.
+        TypeError: Numbers that are no ints, or switches that are no bools.
+        ValueError: An unknown variant, a ratio that is not positive, or channels that must be equal
+            and are not.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class IndexNet(PairedUpsampler):
         variant: str = 'hin',
         context: bool = True,
         nonlinear: bool = True,
+        hidden_ratio: int | None = None,
         init_cfg: dict | None = None,
     ):
         super().__init__(in_channels, guide_channels, init_cfg)
@@ -71,7 +75,10 @@ class IndexNet(PairedUpsampler):
 
         groups = in_channels if variant == 'o2o' else 1
         out = 4 if variant == 'hin' else in_channels
-        hidden = 2 * self.guide_channels if variant == 'hin' else in_channels
+        if hidden_ratio is None:
+            hidden_ratio = 2 if variant == 'hin' else 1
+        check_positive_int('hidden_ratio', hidden_ratio)
+        hidden = hidden_ratio * (self.guide_channels if variant == 'hin' else in_channels)
         kernel_size, padding = (4, 1) if context else (2, 0)
 
         def encoder() -> nn.Sequential:

@@ -1,0 +1,19 @@
+"""Image matting: the opacity of a foreground, from an image and its trimap; on mmengine alone."""
+
+from ..frameworks import INSTALL, require
+
+with require('mmengine', __name__, INSTALL['mmengine']):
+    import mmengine  # noqa: F401
+
+from .backbone import MattingResNet
+from .loss import alpha_loss, composition_loss
+from .network import GuidedMattingNet
+from .preprocessor import MattingPreprocessor
+
+__all__ = [
+    'GuidedMattingNet',
+    'MattingPreprocessor',
+    'MattingResNet',
+    'alpha_loss',
+    'composition_loss',
+]

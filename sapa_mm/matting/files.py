@@ -1,0 +1,3 @@
+"""Temporary."""
+
+UNKNOWN = 128
