@@ -6,6 +6,7 @@ with require('mmengine', __name__, INSTALL['mmengine']):
     import mmengine  # noqa: F401
 
 from .backbone import MattingResNet
+from .inference import predict_alpha, trimap_sample
 from .loss import alpha_loss, composition_loss
 from .network import GuidedMattingNet
 from .preprocessor import MattingPreprocessor
@@ -16,4 +17,6 @@ __all__ = [
     'MattingResNet',
     'alpha_loss',
     'composition_loss',
+    'predict_alpha',
+    'trimap_sample',
 ]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..ops.checks import check_bool, check_choice
 from ..upsamplers import GuidedHost, build_steps
-from ..upsamplers.build import check_pairs, downsample_type
+from ..upsamplers.build import check_pairs, check_upsample_cfg, downsample_type
 from ..upsamplers.registration import ModuleDict
 from .aspp import MattingASPP
 from .backbone import SLOPE, BasicBlock, MattingResNet, conv_norm_act
@@ -49,7 +49,7 @@ class GuidedMattingNet(GuidedHost, BaseModel):
             size, with which it shares its ``encode``; or ``dict(type='conv')``, ResNet's own
             convolutions of stride 2. The guides are the features before they are halved; with
             ``'conv'`` there are none, and what the skip connections add guides in their place.
-            Default: max pooling.
+            Default: paired where ``upsample_cfg`` has ``paired=True``, and else max pooling.
         backbone: Config of the encoder. Default: `MattingResNet` as it is.
         norm_eval: Whether the encoder's batch normalizations keep their running statistics in
             training. The paper says that they are frozen, and its authors' program trains them.
@@ -65,6 +65,7 @@ class GuidedMattingNet(GuidedHost, BaseModel):
 
     # OpenMMLab's segmentation and detection have no such network.
     replaces = 'GuidedMattingNet'
+    pairs = True
 
     def __init__(
         self,
@@ -88,7 +89,8 @@ class GuidedMattingNet(GuidedHost, BaseModel):
             init_cfg or dict(type='Xavier', layer='Conv2d', distribution='normal', gain=gain),
         )
         if downsample_cfg is None:
-            downsample_cfg = dict(type='max_pool')
+            check_upsample_cfg('upsample_cfg', upsample_cfg)
+            downsample_cfg = dict(type='paired' if upsample_cfg.get('paired') else 'max_pool')
         self.downsample = downsample_type(downsample_cfg)
         check_bool('norm_eval', norm_eval)
         self.backbone: MattingResNet = MODELS.build(

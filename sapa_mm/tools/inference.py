@@ -13,7 +13,8 @@ from mmengine.runner import load_checkpoint
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from .configs import reason
+from .complexity.count import build
+from .configs import is_matting, reason, type_name
 from .errors import ToolError
 from .weights import upsamplers_loaded
 
@@ -50,12 +51,46 @@ def read_images(paths: Sequence[Path]) -> list[np.ndarray]:
     return images
 
 
+def read_trimaps(
+    paths: Sequence[Path], names: Sequence[Path], images: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """Read the trimaps of images.
+
+    Args:
+        paths: Their files.
+        names: Files of the images.
+        images: The images.
+
+    Returns:
+        (H, W), uint8, of 0, 128 and 255, for each.
+
+    Raises:
+        ToolError: There are more or fewer of them than images, or one is missing, no trimap, or of
+            another size than its image.
+    """
+    from ..matting import files
+
+    if len(paths) != len(names):
+        raise ToolError(
+            f'--trimaps: expected one for each of the {len(names)} images, got {len(paths)}'
+        )
+    check_files(paths)
+    trimaps = []
+    for path, name, image in zip(paths, names, images, strict=True):
+        try:
+            trimaps.append(files.read_trimap(path))
+            files.check_same_size(**{str(name): image, str(path): trimaps[-1]})
+        except ValueError as error:
+            raise ToolError(str(error)) from error
+    return trimaps
+
+
 def load_model(cfg: Config, checkpoint: str | Path, device: str | torch.device) -> nn.Module:
     """Build a config's model with a checkpoint's weights, ready to predict.
 
     Args:
-        cfg: Config of a segmentor or a depth estimator of mmseg or a detector of mmdet, read from a
-            file.
+        cfg: Config of a segmentor or a depth estimator of mmseg, a detector of mmdet or a matting
+            network, read from a file.
         checkpoint: File of the weights.
         device: Where the model predicts.
 
@@ -78,7 +113,12 @@ def load_model(cfg: Config, checkpoint: str | Path, device: str | torch.device) 
 
 
 def init_model(cfg: Config, checkpoint: str, device: str | torch.device) -> nn.Module:
-    """Build a config's model by the framework's own function; see `load_model`."""
+    """Build a config's model by the framework's own function, if it has one; see `load_model`."""
+    if is_matting(cfg):
+        model = build(cfg).to(device)
+        load_checkpoint(model, checkpoint, map_location='cpu', logger='silent')
+        model.cfg = cfg
+        return model
     if cfg.default_scope == 'mmseg':
         from mmseg.apis import init_model as init_segmentor
 
@@ -117,18 +157,34 @@ def without_truth(cfg: Config) -> Config:
     return cfg
 
 
-def predict(model: nn.Module, image: np.ndarray) -> BaseDataElement:
+def predict(
+    model: nn.Module, image: np.ndarray, trimap: np.ndarray | None = None
+) -> BaseDataElement:
     """Run a model of `load_model` on an image.
 
     Args:
         model: The model.
         image: (H, W, 3), uint8, BGR, of any size.
+        trimap: (H, W), uint8, of 0, 128 and 255, for a matting network, which needs it.
 
     Returns:
         The data sample with the prediction.
+
+    Raises:
+        ToolError: There is no trimap for a matting network, or one for another model.
     """
     cfg = model.cfg
     assert isinstance(cfg, Config)
+    if is_matting(cfg) != (trimap is not None):
+        got = 'a trimap' if trimap is not None else 'an image without a trimap'
+        raise ToolError(
+            f'expected a trimap for a GuidedMattingNet alone, got {got} for {type_name(cfg.model)}'
+        )
+    if trimap is not None:
+        # Not above: it needs mmengine's models, which --help does without.
+        from ..matting import predict_alpha
+
+        return predict_alpha(model, image, trimap)
     if cfg.default_scope == 'mmseg':
         from mmseg.apis import inference_model as run
     else:

@@ -10,7 +10,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
 from mmengine.structures import BaseDataElement, PixelData
 
-from ..visualization import draw_depths, draw_pictures, draw_segmentations
+from ..visualization import draw_depths, draw_mattes, draw_pictures, draw_segmentations
 from .errors import ToolError
 from .inference import load_model, predict, read_images
 from .output import write_atomically
@@ -98,6 +98,29 @@ def _draw_depths(
     draw_depths(path, shown, columns, truths, find_edges=depth_edges)
 
 
+def _draw_mattes(
+    path: Path,
+    models: Models,
+    dataset: BaseDataset,
+    samples: list[BaseDataElement],
+    device: str,
+) -> None:
+    def plane(data: PixelData) -> np.ndarray:
+        return data.data[0].cpu().numpy()
+
+    images = read_images([Path(sample.img_path) for sample in samples])
+    trimaps = [plane(sample.trimap) for sample in samples]
+    columns: dict[str, Sequence[np.ndarray]] = {}
+    for title, (cfg, checkpoint) in models.items():
+        model = load_model(cfg, checkpoint, device)
+        columns[title] = [
+            plane(predict(model, image, trimap).pred_alpha)
+            for image, trimap in zip(images, trimaps, strict=True)
+        ]
+    shown = [image[..., ::-1] for image in images]
+    draw_mattes(path, shown, trimaps, columns, [plane(sample.gt_alpha) for sample in samples])
+
+
 def _draw_detections(
     path: Path,
     models: Models,
@@ -138,6 +161,7 @@ def _draw_detections(
 #: How samples are drawn, by the truth that they have; of several the first in this order counts.
 DRAW = {
     'gt_instances': _draw_detections,
+    'gt_alpha': _draw_mattes,
     'gt_depth_map': _draw_depths,
     'gt_sem_seg': _draw_segmentations,
 }

@@ -86,6 +86,13 @@ def guided(host: dict, upsample_cfg: dict) -> dict:
     return {'_delete_': True, **kept, **override, 'upsample_cfg': upsample_cfg}
 
 
+def may_pair(name: str) -> bool:
+    """Whether the encoder of a guided host downsamples by its upsamplers."""
+    hosts = {host.name: host for host in guided_hosts().values()}
+    host = hosts.get(name.rpartition('.')[2])
+    return host is not None and host.pairs
+
+
 def place(overrides: dict, model: dict, path: str, override: dict) -> None:
     """Put ``override`` at ``path`` into what a config changes of its base's ``model``.
 
@@ -118,7 +125,7 @@ def swap(cfg: 'Config', upsample_cfg: dict) -> tuple[dict, list[Change]]:
         The changes as a config holds them, and the hosts that they concern.
 
     Raises:
-        ToolError: The model has no host.
+        ToolError: The model has no host, or one that does not downsample as the upsampler does.
     """
     model = cfg.to_dict()['model']
     hosts = list(find_hosts(model))
@@ -144,6 +151,11 @@ def swap(cfg: 'Config', upsample_cfg: dict) -> tuple[dict, list[Change]]:
     changes = []
     for path, host in hosts:
         override = guided(host, upsample_cfg)
+        if upsample_cfg.get('paired') and not may_pair(override['type']):
+            raise ToolError(
+                f'--upsampler: {path}: {override["type"]} does not downsample, and expected an '
+                f'upsampler without paired=True, got {upsample_cfg}'
+            )
         place(overrides, model, path, override)
         changes.append(Change(path, host['type'], override['type']))
     return overrides, changes
@@ -254,7 +266,11 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add('config', metavar='CONFIG', help='config of a segmentor, depth estimator or detector')
+    add(
+        'config',
+        metavar='CONFIG',
+        help='config of a segmentor, depth estimator, detector or matting network',
+    )
     add(
         '--upsampler',
         type=upsampler_name,

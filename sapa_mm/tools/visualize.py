@@ -5,10 +5,10 @@
 
 For each image and upsampling step a picture, IMAGE_STEP.png: the image, the encoder feature that
 guides, the decoder feature, what it is upsampled to, the same by bilinear interpolation, the
-prediction of a segmentor or a depth estimator, and the kernels: the weight that every pixel gives
+prediction of all but detectors, and the kernels: the weight that every pixel gives
 to a position of its window, as a map. IMAGE_steps.png has all steps of an image on one sheet.
-CONFIG is a segmentor or a depth estimator of mmseg or a detector of mmdet with upsamplers; the
-former two predict whole images.
+CONFIG is a segmentor or a depth estimator of mmseg, a detector of mmdet or a matting network, with
+upsamplers; all but detectors predict whole images.
 
 With --beside there is one picture for each image, IMAGE_models.png: the last step of all the
 models, or the last of --steps, a row each under what its config's name does not share.
@@ -41,8 +41,11 @@ from ..visualization.upsampling import FEATURES, check_positions
 from .arguments import usable_device
 from .configs import read_config
 from .errors import ToolError, reported_by
-from .inference import check_files, load_model, predict, read_images
+from .inference import check_files, load_model, predict, read_images, read_trimaps
 from .output import write_atomically
+
+# This is an image, (H, W, 3), uint8, BGR, and its trimap, (H, W), uint8, if it has one.
+Matted = tuple[np.ndarray, np.ndarray | None]
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -70,6 +73,13 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         default=[],
         metavar=('CONFIG', 'CHECKPOINT'),
         help='another model whose last step goes on the sheet; can be repeated',
+    )
+    add(
+        '--trimaps',
+        type=Path,
+        nargs='+',
+        metavar='TRIMAP',
+        help='for every image its trimap, which a matting network needs',
     )
     add(
         '--position',
@@ -110,6 +120,19 @@ def check_names(images: Sequence[Path], folder: Path) -> None:
             raise ToolError(f'--out-dir: expected a folder, got the file {path}')
 
 
+def read_inputs(options: argparse.Namespace) -> list[Matted]:
+    """Read the images and, where there are some, their trimaps.
+
+    Raises:
+        ToolError: A file is missing or damaged, or the trimaps do not fit the images.
+    """
+    images = read_images(options.images)
+    if options.trimaps is None:
+        return [(image, None) for image in images]
+    trimaps = read_trimaps(options.trimaps, options.images, images)
+    return list(zip(images, trimaps, strict=True))
+
+
 def read_model(config: str, checkpoint: Path, options: argparse.Namespace) -> nn.Module:
     """Build a model with its weights.
 
@@ -125,13 +148,13 @@ def read_model(config: str, checkpoint: Path, options: argparse.Namespace) -> nn
 
 
 def record(
-    model: nn.Module, image: np.ndarray, config: str, options: argparse.Namespace
+    model: nn.Module, image: Matted, config: str, options: argparse.Namespace
 ) -> tuple[Recording, BaseDataElement]:
     """Let a model predict an image, and record its steps.
 
     Args:
         model: The model.
-        image: (H, W, 3), uint8, BGR.
+        image: The image.
         config: What the user calls the model.
         options: The options.
 
@@ -142,7 +165,7 @@ def record(
         ToolError: No step runs, or one has a window without the positions.
     """
     with record_upsampling(model, options.steps) as recording:
-        sample = predict(model, image)
+        sample = predict(model, *image)
     if recording.inputs is None or not recording.steps:
         raise ToolError(f'CONFIG: {config}: none of the steps runs when it predicts')
     try:
@@ -159,12 +182,12 @@ def input_of(model: nn.Module, recording: Recording) -> np.ndarray:
     return input_image(recording.inputs, model.get_submodule('data_preprocessor'))
 
 
-def draw(model: nn.Module, image: np.ndarray, options: argparse.Namespace) -> dict[str, Figure]:
+def draw(model: nn.Module, image: Matted, options: argparse.Namespace) -> dict[str, Figure]:
     """Draw what the upsamplers do to an image.
 
     Args:
         model: The model.
-        image: (H, W, 3), uint8, BGR.
+        image: The image.
         options: The options.
 
     Returns:
@@ -196,13 +219,13 @@ def short_names(configs: Sequence[str]) -> dict[str, str]:
 
 
 def draw_beside(
-    models: Sequence[tuple[str, nn.Module]], image: np.ndarray, options: argparse.Namespace
+    models: Sequence[tuple[str, nn.Module]], image: Matted, options: argparse.Namespace
 ) -> dict[str, Figure]:
     """Draw what the last step of several models does to an image.
 
     Args:
         models: The models, each with its config.
-        image: (H, W, 3), uint8, BGR.
+        image: The image.
         options: The options.
 
     Returns:
@@ -234,7 +257,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     with reported_by(parser):
         others = [(config, Path(checkpoint)) for config, checkpoint in options.beside]
         check_files([options.checkpoint, *(file for _, file in others), *options.images])
-        images = dict(zip(options.images, read_images(options.images), strict=True))
+        images = dict(zip(options.images, read_inputs(options), strict=True))
         check_names(options.images, options.out_dir)
         pairs = [(options.config, options.checkpoint), *others]
         models = [(config, read_model(config, file, options)) for config, file in pairs]

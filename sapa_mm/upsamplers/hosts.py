@@ -9,10 +9,12 @@ class GuidedType(NamedTuple):
     Attributes:
         name: Its ``type`` in a config, in the registry of the part that it replaces.
         refuses: Names of arguments of that part which the host does not take.
+        pairs: Whether its encoder downsamples by upsamplers that have ``paired=True``.
     """
 
     name: str
     refuses: tuple[str, ...]
+    pairs: bool = False
 
 
 _GUIDED: dict[str, GuidedType] = {}
@@ -37,13 +39,15 @@ class GuidedHost:
     replaces: ClassVar[str]
     #: Arguments of that part for which the host has no use, as it has ``upsample_cfg``.
     refuses: ClassVar[tuple[str, ...]] = ()
+    #: Whether its encoder downsamples by upsamplers that have ``paired=True``.
+    pairs: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: object):
         super().__init_subclass__(**kwargs)
         if 'replaces' not in cls.__dict__:
             return
         # mmseg and mmdet have an FPN each, which one entry stands for.
-        declared = GuidedType(cls.__name__, cls.refuses)
+        declared = GuidedType(cls.__name__, cls.refuses, cls.pairs)
         if _GUIDED.setdefault(cls.replaces, declared) != declared:
             raise TypeError(
                 f'replaces: expected no other host in place of {cls.replaces} than '

@@ -17,6 +17,7 @@ from .depth import (
     draw_depths,
     relative_error,
 )
+from .matting import draw_mattes
 from .prediction import find_max_depth, outline_prediction, prediction_title
 from .recording import (
     Recording,
@@ -48,6 +49,7 @@ __all__ = [
     'depth_to_rgb',
     'depths_to_rgb',
     'draw_depths',
+    'draw_mattes',
     'draw_pictures',
     'draw_segmentations',
     'draw_superpixel_curves',

@@ -8,26 +8,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .depth import depth_range, depth_to_rgb
+from .matting import alpha_to_rgb
 from .superpixels import mark_superpixels
 from .upsampling import DPI, PANEL_INCHES, PREDICTION_TITLE
+
+ALPHA_TITLE = 'predicted alpha'
 
 
 def outline_prediction(
     image: np.ndarray, sample: BaseDataElement, max_depth: float | None = None
 ) -> np.ndarray | None:
-    """Draw a prediction: the boundaries of a segmentation over the image, or a depth map.
+    """Draw a prediction: a segmentation's boundaries over the image, a depth map, or alpha.
 
     Args:
         image: What the network saw, (H, W, 3), uint8, RGB.
-        sample: Data sample with the prediction of a segmentor, or of a depth estimator. Without
-            one there is nothing to draw.
+        sample: Data sample with the prediction of a segmentor, a depth estimator or a matting
+            network. Without one there is nothing to draw.
         max_depth: The depth of the last colour, in metres; 0 has the first one. Default: the
             colours are those of the range that is predicted.
 
     Returns:
         uint8, RGB, or None. Of a segmentation the image, enlarged so that lines are finer than its
         pixels; of depth a picture of the image's size, as `depth_to_rgb` makes it, gray where the
-        image is padded.
+        image is padded; of alpha likewise, white where it is 1.
 
     Raises:
         ImportError: scikit-image, which draws boundaries, is not installed.
@@ -35,6 +38,9 @@ def outline_prediction(
     if 'pred_depth_map' in sample:
         depth = _as_seen(sample.pred_depth_map.data, image, sample, mode='constant')
         return depth_to_rgb(depth, _limits(sample, max_depth))
+    if 'pred_alpha' in sample:
+        alpha = _as_seen(sample.pred_alpha.data, image, sample, mode='constant')
+        return alpha_to_rgb(alpha.astype(np.uint8))
     if 'pred_sem_seg' in sample:
         classes = _as_seen(sample.pred_sem_seg.data, image, sample, mode='edge').astype(np.int64)
         scale = math.ceil(PANEL_INCHES * DPI / image.shape[1])
@@ -50,8 +56,10 @@ def prediction_title(sample: BaseDataElement, max_depth: float | None = None) ->
         max_depth: The same.
 
     Returns:
-        A title of two lines.
+        A title of up to two lines.
     """
+    if 'pred_alpha' in sample:
+        return ALPHA_TITLE
     if 'pred_depth_map' not in sample:
         return PREDICTION_TITLE
     near, far = _limits(sample, max_depth)

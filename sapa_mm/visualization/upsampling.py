@@ -112,14 +112,15 @@ def input_image(inputs: Tensor, preprocessor: nn.Module, index: int = 0) -> np.n
     """Undo the normalization of what a network saw.
 
     Args:
-        inputs: What the data preprocessor gave, (N, 3, H, W), images that were loaded as BGR.
+        inputs: What the data preprocessor gave, (N, 3, H, W), images that were loaded as BGR. Of
+            more channels, as a matting network's input has, the first three count.
         preprocessor: mmengine's ``ImgDataPreprocessor`` or its like in mmseg and mmdet.
         index: Number of the image in the batch.
 
     Returns:
         (H, W, 3), uint8, RGB, padded as the network saw it.
     """
-    image = inputs[index].detach().float()
+    image = inputs[index, :3].detach().float()
     if getattr(preprocessor, '_enable_normalize', False):
         image = image * preprocessor.std + preprocessor.mean
     # The first is mmseg's name, the second that of mmengine and mmdet.

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from ..complexity.count import Complexity, blank_sample, build, count
-from ..configs import read_config, reason
+from ..complexity.count import Complexity, blank_sample, build, count, input_channels
+from ..configs import is_matting, read_config, reason
 from ..errors import ToolError
 from ..output import markdown_table
 from .report import milliseconds
@@ -21,18 +21,28 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 
-def prediction(cfg: 'Config', images: Tensor) -> Callable[[], object]:
+def prediction(
+    cfg: 'Config', batch: int, size: tuple[int, int], device: torch.device
+) -> Callable[[], object]:
     """Build a model and return the call that predicts from images, with all that is behind it.
 
     Args:
         cfg: Config of the model, which gets random weights.
-        images: (N, 3, H, W) on the device where the model is to run.
+        batch: Images of a call, which are noise.
+        size: (H, W) of the images.
+        device: Where the model is to run.
     """
+    model = build(cfg).to(device)
+    images = torch.randn(batch, input_channels(model), *size, device=device)
     samples = None
-    if cfg.default_scope == 'mmdet':
-        height, width = images.shape[2:]
-        samples = [blank_sample('mmdet', (height, width)) for _ in images]
-    return partial(build(cfg).to(images.device), images, samples, mode='predict')
+    if is_matting(cfg):
+        from ...matting import trimap_sample
+
+        trimap = np.full(size, 128, np.uint8)
+        samples = [trimap_sample(trimap).to(device) for _ in images]
+    elif cfg.default_scope == 'mmdet':
+        samples = [blank_sample('mmdet', size) for _ in images]
+    return partial(model, images, samples, mode='predict')
 
 
 def time_in_turns(
@@ -93,13 +103,12 @@ def compare(
         ToolError: A config that cannot be read, or whose model cannot be built or run.
     """
     configs = [read_config(name) for name in names]
-    images = torch.randn(batch, 3, *size, device=device)
     counted: list[Complexity] = []
     calls: list[Callable[[], object]] = []
     for name, cfg in zip(names, configs, strict=True):
         try:
             counted.append(count(cfg, size))
-            calls.append(prediction(cfg, images))
+            calls.append(prediction(cfg, batch, size, device))
         except Exception as error:  # whatever it is: the model is the user's
             raise ToolError(f'{name}: {reason(error)}') from error
     with torch.no_grad():

@@ -44,7 +44,11 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add('config', metavar='CONFIG', help='config of a segmentor, depth estimator or detector')
+    add(
+        'config',
+        metavar='CONFIG',
+        help='config of a segmentor, depth estimator, detector or matting network',
+    )
     add(
         '--upsamplers',
         type=names,

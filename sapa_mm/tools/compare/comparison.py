@@ -14,7 +14,7 @@ from mmengine.config import Config
 
 from ..benchmark.report import environment
 from ..complexity.command import config_size
-from ..configs import own_script, read_config, reason
+from ..configs import is_matting, own_script, read_config, reason
 from ..errors import ToolError
 from ..output import write_json, write_text
 from ..predictions import draw_predictions
@@ -45,7 +45,7 @@ def variant_text(name: str, base: Config, upsampler: str, cfg_options: dict[str,
     evaluators = cfg.to_dict().get('test_evaluator')
     if not evaluators:
         raise ToolError(f'CONFIG: expected a test_evaluator in {name}, got none')
-    if cfg.default_scope == 'mmseg':
+    if cfg.default_scope == 'mmseg' and not is_matting(cfg):
         evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
         # What shows how sharp boundaries are, of classes or of depth.
         depth = cfg.model.type == 'DepthEstimator'

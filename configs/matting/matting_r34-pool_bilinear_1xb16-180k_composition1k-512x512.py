@@ -1,0 +1,11 @@
+_base_ = [
+    '../_base_/models/matting_net.py',
+    '../_base_/upsamplers/bilinear.py',
+    '../_base_/datasets/composition1k_512x512.py',
+    '../_base_/schedules/matting_180k.py',
+]
+
+model = dict(
+    downsample_cfg=dict(type='max_pool'),
+    upsample_cfg=_base_.upsampler,
+)
