@@ -1,0 +1,28 @@
+"""Image matting with every upsampler, on mmengine and OpenCV alone."""
+
+from ..frameworks import INSTALL, require
+
+with require('mmengine', __name__, INSTALL['mmengine']):
+    import mmengine  # noqa: F401
+with require('OpenCV', __name__, 'opencv-python-headless'):
+    import cv2  # noqa: F401
+
+from .files import (
+    UNKNOWN,
+    check_same_size,
+    check_unknown,
+    normalize_trimap,
+    read_alpha,
+    read_image,
+    read_trimap,
+)
+
+__all__ = [
+    'UNKNOWN',
+    'check_same_size',
+    'check_unknown',
+    'normalize_trimap',
+    'read_alpha',
+    'read_image',
+    'read_trimap',
+]
