@@ -36,9 +36,9 @@ def prediction(
     images = torch.randn(batch, input_channels(model), *size, device=device)
     samples = None
     if is_matting(cfg):
-        from ...matting import trimap_sample
+        from ...matting import UNKNOWN, trimap_sample
 
-        trimap = np.full(size, 128, np.uint8)
+        trimap = np.full(size, UNKNOWN, np.uint8)
         samples = [trimap_sample(trimap).to(device) for _ in images]
     elif cfg.default_scope == 'mmdet':
         samples = [blank_sample('mmdet', size) for _ in images]
