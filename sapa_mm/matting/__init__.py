@@ -1,4 +1,4 @@
-"""Image matting: the opacity of a foreground, from an image and its trimap; on mmengine and OpenCV."""
+"""Image matting: the opacity of a foreground, from an image and its trimap, on mmengine alone."""
 
 from ..frameworks import INSTALL, require
 

@@ -179,7 +179,7 @@ def list_images(folder: str | os.PathLike, name: str) -> list[str]:
     """
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"{name}: expected a folder of images, got no folder '{folder}'")
-    with os.scandir(folder) as entries:
+    with os.scandir(os.fspath(folder)) as entries:
         found = sorted(
             entry.name
             for entry in entries

@@ -4,9 +4,10 @@
   %(prog)s CONFIG CHECKPOINT --out model.pt2 --size 512 1024
   %(prog)s --upsampler sapa-g --channels 64 --out sapa_g.onnx
 
-CONFIG is a segmentor or a depth estimator; without CHECKPOINT its weights are random. The file
-takes one input, ``image`` (N, 3, H, W), normalized as is printed, and gives ``logits``
-(N, classes, H, W), or ``depth`` (N, 1, H, W) in metres. An upsampler takes ``x`` (N, C, H, W) and
+CONFIG is a segmentor, a depth estimator or a matting network; without CHECKPOINT its weights are
+random. The file takes one input, ``image`` (N, 3, H, W), normalized as is printed, and gives
+``logits`` (N, classes, H, W), or ``depth`` (N, 1, H, W) in metres; of matting the image has the
+trimap as its fourth channel and gives ``alpha`` (N, 1, H, W). An upsampler takes ``x`` (N, C, H, W) and
 ``guide`` (N, Cy, Hg, Wg) and gives ``upsampled`` (N, C, Hg, Wg), with the weights of its
 initialization. Whole images are computed in float32, without sliding windows.
 
@@ -144,12 +145,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     with reported_by(parser):
         check(options)
         # It imports torch and a framework, which takes seconds, only when the arguments are right.
-        from .subjects import make_upsampler, read_segmentor
+        from .subjects import make_upsampler, read_model
 
         if options.upsampler:
             subject, size = make_upsampler(options.upsampler, options.channels, options.size)
         else:
-            subject, size = read_segmentor(options.config, options.checkpoint, options.size)
+            subject, size = read_model(options.config, options.checkpoint, options.size)
     from .programs import ExportError, export
 
     for name in ('torch.onnx', 'torch.fx.experimental.symbolic_shapes', 'onnxscript', 'onnx_ir'):

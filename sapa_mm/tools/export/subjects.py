@@ -1,4 +1,4 @@
-"""Builds what is exported: a segmentor, a depth estimator, or an upsampler alone."""
+"""Builds what is exported: a segmentor, a depth estimator, a matting network or an upsampler."""
 
 import pickle
 from collections.abc import Callable, Sequence
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ...upsamplers import build_upsampler
 from ..complexity.command import padded_size
-from ..complexity.count import build
-from ..configs import read_config, reason
+from ..complexity.count import build, input_channels
+from ..configs import is_matting, read_config, reason
 from ..errors import ToolError
 from ..presets import upsampler_config
 from ..weights import upsamplers_loaded
@@ -81,11 +81,13 @@ def preprocessing(cfg: Config) -> str:
     if options.get('rgb_to_bgr'):
         order = 'as the images are read, with the channels turned round'
     values = f'({order} of 0 to 255 - mean {mean}) / std {std}' if mean else f'{order} of 0 to 255'
-    return f'image: float32 (N, 3, H, W), {values}'
+    if not is_matting(cfg):
+        return f'image: float32 (N, 3, H, W), {values}'
+    return f'image: float32 (N, 4, H, W), {values}, and the trimap / 255'
 
 
-def build_segmentor(cfg: Config, checkpoint: Path | None) -> BaseModule:
-    """Build a config's segmentor for inference, without downloading anything.
+def build_model(cfg: Config, checkpoint: Path | None) -> BaseModule:
+    """Build a config's model for inference, without downloading anything.
 
     Args:
         cfg: The config; what it says of pretrained weights is taken out of it.
@@ -106,10 +108,10 @@ def build_segmentor(cfg: Config, checkpoint: Path | None) -> BaseModule:
     return model
 
 
-def read_segmentor(
+def read_model(
     config: str, checkpoint: Path | None, size: Sequence[int] | None
 ) -> tuple[Subject, Size]:
-    """Build the segmentor of a config.
+    """Build the model of a config.
 
     Args:
         config: CONFIG.
@@ -120,35 +122,42 @@ def read_segmentor(
         The subject, and the size of its images.
 
     Raises:
-        ToolError: A config that is no segmentor's, or weights that do not fit it.
+        ToolError: A config of another model, or weights that do not fit it.
     """
     cfg = read_config(config)
     if cfg.default_scope != 'mmseg':
         raise ToolError(
-            f'CONFIG: expected a segmentor of mmsegmentation, or --upsampler, got a model of '
+            f'CONFIG: expected a segmentor or a matting network, or --upsampler, got a model of '
             f'{cfg.default_scope}, {cfg.model.get("type")}; detectors are not exported'
         )
     image_size = padded_size(config, cfg, size, '--size')
     try:
-        model = build_segmentor(cfg, checkpoint)
+        model = build_model(cfg, checkpoint)
     except ToolError:
         raise
     except pickle.UnpicklingError as error:
         raise ToolError(str(error).partition('\n')[0]) from error
     except Exception as error:  # of whatever kind: model and weights are the user's
         raise ToolError(f'{checkpoint or config} cannot be loaded: {reason(error)}') from error
-    if not hasattr(model, 'encode_decode'):
+    matting = is_matting(cfg)
+    if not matting and not hasattr(model, 'encode_decode'):
         raise ToolError(
             f'CONFIG: expected a segmentor with encode_decode, got {type(model).__name__}'
         )
-    channels = cfg.model.get('backbone', {}).get('in_channels', 3)
+    channels = input_channels(model)
+    notes = [preprocessing(cfg)]
+    if matting:
+        output = 'alpha'
+        notes.append("alpha: float32 (N, 1, H, W), to be clipped; known pixels are the trimap's")
+    else:
+        output = 'depth' if is_depth_estimator(model) else 'logits'
     subject = Subject(
         config,
-        WholeImage(model).eval(),
+        (model if matting else WholeImage(model)).eval(),
         ('image',),
-        'depth' if is_depth_estimator(model) else 'logits',
+        output,
         lambda batch, height, width: (torch.randn(batch, channels, height, width),),
-        (preprocessing(cfg),),
+        tuple(notes),
     )
     return subject, image_size
 
