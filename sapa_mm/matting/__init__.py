@@ -7,6 +7,7 @@ with require('mmengine', __name__, INSTALL['mmengine']):
 with require('OpenCV', __name__, 'opencv-python-headless'):
     import cv2  # noqa: F401
 
+from .dataset import CompositionDataset
 from .files import (
     UNKNOWN,
     check_same_size,
@@ -19,6 +20,7 @@ from .files import (
 
 __all__ = [
     'UNKNOWN',
+    'CompositionDataset',
     'check_same_size',
     'check_unknown',
     'normalize_trimap',
