@@ -17,10 +17,26 @@ from .files import (
     read_image,
     read_trimap,
 )
+from .foregrounds import (
+    AddForeground,
+    JitterForeground,
+    RandomAffineForeground,
+    ResizeSquare,
+)
+from .transforms import Composite, CropUnknown, LoadComposition, MakeTrimap, PackMatting
 
 __all__ = [
     'UNKNOWN',
+    'AddForeground',
+    'Composite',
     'CompositionDataset',
+    'CropUnknown',
+    'JitterForeground',
+    'LoadComposition',
+    'MakeTrimap',
+    'PackMatting',
+    'RandomAffineForeground',
+    'ResizeSquare',
     'check_same_size',
     'check_unknown',
     'normalize_trimap',

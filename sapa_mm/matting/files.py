@@ -161,6 +161,27 @@ def check_same_size(**named: np.ndarray) -> None:
         )
 
 
+def read_foreground(
+    fg_path: str | os.PathLike, alpha_path: str | os.PathLike
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read a foreground and its alpha.
+
+    Args:
+        fg_path: The foreground's file.
+        alpha_path: The alpha's file.
+
+    Returns:
+        (H, W, 3), uint8, BGR, and (H, W), uint8.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file does not hold what it should, or they differ in size.
+    """
+    fg, alpha = read_image(fg_path), read_alpha(alpha_path)
+    check_same_size(**{f"fg '{fg_path}'": fg, f"alpha '{alpha_path}'": alpha})
+    return fg, alpha
+
+
 def list_images(folder: str | os.PathLike[str], name: str) -> list[str]:
     """List the images in a folder, sorted by name.
 
