@@ -8,6 +8,7 @@ with require('OpenCV', __name__, 'opencv-python-headless'):
     import cv2  # noqa: F401
 
 from .backbone import MattingResNet
+from .dataset import CompositionDataset
 from .files import (
     UNKNOWN,
     check_same_size,
@@ -17,16 +18,28 @@ from .files import (
     read_image,
     read_trimap,
 )
+from .foregrounds import AddForeground, JitterForeground, RandomAffineForeground, ResizeSquare
 from .inference import predict_alpha, trimap_sample
 from .loss import alpha_loss, composition_loss
 from .network import GuidedMattingNet
 from .preprocessor import MattingPreprocessor
+from .transforms import Composite, CropUnknown, LoadComposition, MakeTrimap, PackMatting
 
 __all__ = [
     'UNKNOWN',
+    'AddForeground',
+    'Composite',
+    'CompositionDataset',
+    'CropUnknown',
     'GuidedMattingNet',
+    'JitterForeground',
+    'LoadComposition',
+    'MakeTrimap',
     'MattingPreprocessor',
     'MattingResNet',
+    'PackMatting',
+    'RandomAffineForeground',
+    'ResizeSquare',
     'alpha_loss',
     'check_same_size',
     'check_unknown',

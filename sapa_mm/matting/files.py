@@ -14,7 +14,7 @@ _LEAST_UNKNOWN, _LARGEST_UNKNOWN = 85, 170
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff')
 
 
-def _decode(path: str | os.PathLike, flags: int) -> np.ndarray:
+def _decode(path: str | os.PathLike[str], flags: int) -> np.ndarray:
     """Read a file with 8 bits a channel by OpenCV."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"expected the file of an image, got no '{path}'")
@@ -33,7 +33,7 @@ def _decode(path: str | os.PathLike, flags: int) -> np.ndarray:
     return image
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Read an image in colour.
 
     A grey image gets three equal channels, a fourth channel is left out, and the orientation that
@@ -52,7 +52,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     return _decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
 
 
-def read_alpha(path: str | os.PathLike) -> np.ndarray:
+def read_alpha(path: str | os.PathLike[str]) -> np.ndarray:
     """Read an alpha matte.
 
     Args:
@@ -84,7 +84,7 @@ def read_alpha(path: str | os.PathLike) -> np.ndarray:
     return np.ascontiguousarray(first)
 
 
-def read_trimap(path: str | os.PathLike) -> np.ndarray:
+def read_trimap(path: str | os.PathLike[str]) -> np.ndarray:
     """Read a trimap.
 
     Args:
@@ -161,7 +161,28 @@ def check_same_size(**named: np.ndarray) -> None:
         )
 
 
-def list_images(folder: str | os.PathLike, name: str) -> list[str]:
+def read_foreground(
+    fg_path: str | os.PathLike, alpha_path: str | os.PathLike
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read a foreground and its alpha.
+
+    Args:
+        fg_path: The foreground's file.
+        alpha_path: The alpha's file.
+
+    Returns:
+        (H, W, 3), uint8, BGR, and (H, W), uint8.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file does not hold what it should, or they differ in size.
+    """
+    fg, alpha = read_image(fg_path), read_alpha(alpha_path)
+    check_same_size(**{f"fg '{fg_path}'": fg, f"alpha '{alpha_path}'": alpha})
+    return fg, alpha
+
+
+def list_images(folder: str | os.PathLike[str], name: str) -> list[str]:
     """List the images in a folder, sorted by name.
 
     Images end in .png, .jpg, .jpeg, .bmp, .tif or .tiff, in either case. Hidden files and folders
@@ -194,7 +215,7 @@ def list_images(folder: str | os.PathLike, name: str) -> list[str]:
     return found
 
 
-def images_by_stem(folder: str | os.PathLike, name: str) -> dict[str, str]:
+def images_by_stem(folder: str | os.PathLike[str], name: str) -> dict[str, str]:
     """List the images in a folder by their names without the suffix.
 
     Args:
