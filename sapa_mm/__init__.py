@@ -18,6 +18,7 @@ _PARTS = (
     'upsamplers',
     'visualization',
     'reconstruction',
+    'matting',
     'segmentation',
     'depth',
     'detection',
