@@ -29,8 +29,8 @@ class Drawing:
 
     Args:
         layers: All that is opaque.
-        color: The key of the whole one's colours, 'hair' for example.
-        parts: What is painted over it in other colours, each with its key.
+        color: Names the colours of the whole, 'hair' for example.
+        parts: What is painted over it in other colours, each with their name.
     """
 
     layers: Layers
@@ -68,11 +68,11 @@ def _crossings(
 def sample_coverage(layers: Layers, shape: tuple[int, int]) -> np.ndarray:
     """Return which part of every pixel is covered, by 8 x 8 samples of it.
 
-    A sample counts where its point lies in a polygon. (PIL also draws a polygon's edge, by which
-    hairs would be half as wide again.)
+    A sample counts where its point lies in a polygon. (PIL also draws a polygon's edge, which makes
+    the thinnest hairs a quarter wider.)
 
     Args:
-        layers: What to add and to cut, in order.
+        layers: What to add and to cut, in order. Polygons do not cross themselves, and may overlap.
         shape: Height and width in pixels.
 
     Returns:
@@ -155,9 +155,8 @@ def _strands(
     heading += wave[:, None] * np.sin(2 * np.pi * (part + shared[2][:, None]))
     # Downwards is at a right angle: it turns there, most where it is level.
     heading += weight * part * np.cos(heading)
-    moves = (
-        np.stack([np.cos(heading), np.sin(heading)], -1)[:, :-1] * (lengths / steps)[:, None, None]
-    )
+    moves = np.stack([np.cos(heading), np.sin(heading)], -1)[:, :-1]
+    moves *= lengths[:, None, None] / steps
     lines = roots[:, None] + np.concatenate([np.zeros((count, 1, 2)), np.cumsum(moves, 1)], 1)
     thick = rng.uniform(2 * HAIR[0], HAIR[1], count) * rng.uniform(0.4, 1, count)
     thick = np.maximum(thick, HAIR[0])[:, None]
@@ -203,7 +202,7 @@ def draw_portrait(rng: np.random.Generator, shape: tuple[int, int]) -> Drawing:
     layers: Layers = [(True, part) for part in (mass, face, chest, neck)]
     count = int(rng.integers(220, 420))
     roots, angles = _roots(rng, mass, count)
-    # None grow from the chin.
+    # The chin has none.
     kept = roots[:, 1] < head[1] + 0.75 * radius
     roots, angles = roots[kept], angles[kept]
     long = rng.uniform(0.6, 2.0) * radius
@@ -240,11 +239,11 @@ def draw_racket(rng: np.random.Generator, shape: tuple[int, int]) -> Drawing:
     width = rng.uniform(0.5, 1.6)
     space = max(unit * rng.uniform(0.025, 0.055), 3 * width)
     lines = []
-    for reach, across in ((long, short), (short, long)):
+    for reach, across, turned in ((long, short, False), (short, long, True)):
         at = np.arange(-across + space / 2, across, space)
         half = reach * np.sqrt(1 - (at / across) ** 2)
         ends = np.stack([np.stack([-half, at], 1), np.stack([half, at], 1)], 1)
-        lines.append(ends if across == short else ends[..., ::-1])
+        lines.append(ends[..., ::-1] if turned else ends)
     angle = rng.uniform(0, 2 * np.pi)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     place = np.array(shape[::-1]) / 2 - np.array([0.1 * unit, 0]) @ turn
@@ -261,7 +260,7 @@ def draw_racket(rng: np.random.Generator, shape: tuple[int, int]) -> Drawing:
 
 
 def draw_fence(rng: np.random.Generator, shape: tuple[int, int]) -> Drawing:
-    """Draw a mesh of bent wires between posts, torn at some places."""
+    """Draw a mesh of bent wires between posts, with a hole."""
     height, width = shape
     unit = min(shape)
     side = unit * rng.uniform(0.07, 0.13)
@@ -278,8 +277,7 @@ def draw_fence(rng: np.random.Generator, shape: tuple[int, int]) -> Drawing:
         lines.append(np.stack([x, rows + sag[k]], 1))
     mesh = ribbons(np.array(lines), np.array(wire))
     hole = np.array([width, height]) * rng.uniform(0.25, 0.75, 2)
-    torn = np.linalg.norm(mesh.mean(1) - hole, axis=1) > unit * rng.uniform(0, 0.25)
-    mesh = mesh[torn]
+    mesh = mesh[np.linalg.norm(mesh.mean(1) - hole, axis=1) > unit * rng.uniform(0, 0.25)]
     posts: Layers = []
     for x in (width * rng.uniform(0.05, 0.3), width * rng.uniform(0.7, 0.95)):
         lean = rng.uniform(-0.04, 0.04) * unit
@@ -309,10 +307,10 @@ def draw_web(rng: np.random.Generator, shape: tuple[int, int]) -> Drawing:
         start, end = (hub + out[k] * (reach[k] * ring)[:, None] for k in (np.arange(spokes), after))
         middle = (start + end) / 2 + (hub - (start + end) / 2) * 0.06
         arcs.append(np.stack([start, middle, end], 1))
-    width_ = rng.uniform(0.35, 0.9)
+    thread = rng.uniform(0.35, 0.9)
     threads = [
-        ribbons(radials, np.array(min(1.4 * width_, HAIR[1]))),
-        ribbons(np.concatenate(arcs), np.array(width_)),
+        ribbons(radials, np.array(min(1.4 * thread, HAIR[1]))),
+        ribbons(np.concatenate(arcs), np.array(thread)),
     ]
     branches: Layers = []
     first = rng.uniform(0, 2 * np.pi)
@@ -325,7 +323,7 @@ def draw_web(rng: np.random.Generator, shape: tuple[int, int]) -> Drawing:
         thick = unit * rng.uniform(0.06, 0.11) * np.linspace(1, rng.uniform(0.3, 0.8), 12)
         branches.append((True, ribbons(line[None], thick)))
     spider = ellipse(hub, (unit * 0.035, unit * 0.045))
-    layers: Layers = [*((True, thread) for thread in threads), *branches, (True, spider)]
+    layers: Layers = [*((True, line) for line in threads), *branches, (True, spider)]
     return Drawing(layers, 'cord', [('wood', [*branches, (True, spider)])])
 
 

@@ -49,7 +49,9 @@ PHOTOS = {
         ('chelsea', 'rocket', 'coins', 'gravel', 'text'),
     ),
 }
-# Mean hue, saturation and value, their half ranges, and the contrast of `Texture`.
+# Foregrounds take turns in these.
+KINDS = (*DRAWINGS, 'smoke')
+# These are the mean hue, saturation and value, their half ranges, and the contrast of `Texture`.
 COLORS = {
     'hair': ((0.07, 0.5, 0.42), (0.04, 0.3, 0.3), 0.25),
     'skin': ((0.06, 0.42, 0.72), (0.02, 0.12, 0.15), 0.06),
@@ -72,9 +74,6 @@ class Matte:
 
     foreground: np.ndarray
     alpha: np.ndarray
-
-
-KINDS = (*DRAWINGS, 'smoke')
 
 
 def _texture(rng: np.random.Generator, key: str, split: str, shape: tuple[int, int]) -> np.ndarray:
