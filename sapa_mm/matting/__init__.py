@@ -21,6 +21,7 @@ from .files import (
 from .foregrounds import AddForeground, JitterForeground, RandomAffineForeground, ResizeSquare
 from .inference import predict_alpha, trimap_sample
 from .loss import alpha_loss, composition_loss
+from .metric import MattingMetric, connectivity_error, gradient_error, mse, sad
 from .network import GuidedMattingNet
 from .preprocessor import MattingPreprocessor
 from .transforms import Composite, CropUnknown, LoadComposition, MakeTrimap, PackMatting
@@ -35,6 +36,7 @@ __all__ = [
     'JitterForeground',
     'LoadComposition',
     'MakeTrimap',
+    'MattingMetric',
     'MattingPreprocessor',
     'MattingResNet',
     'PackMatting',
@@ -44,10 +46,14 @@ __all__ = [
     'check_same_size',
     'check_unknown',
     'composition_loss',
+    'connectivity_error',
+    'gradient_error',
+    'mse',
     'normalize_trimap',
     'predict_alpha',
     'read_alpha',
     'read_image',
     'read_trimap',
+    'sad',
     'trimap_sample',
 ]

@@ -242,8 +242,8 @@ def test_other_layouts_do_not_change(tmp_path):
     for name in set(default) - {toy.MARKER}:
         assert default[name] == everything[name], name
     rest = set(everything) - set(default)
-    assert all(name.startswith(('depth/', 'bsds/')) for name in rest)
-    assert len(rest) == 14
+    assert all(name.startswith(('depth/', 'bsds/', 'matting/')) for name in rest)
+    assert len(rest) == 25
 
 
 def test_summary_names_the_range_and_the_folder(tmp_path, capsys):
@@ -269,7 +269,7 @@ def test_summary_names_the_range_and_the_folder(tmp_path, capsys):
 
 def test_unknown_layouts_are_named(tmp_path):
     with pytest.raises(
-        ValueError, match=r"layouts must be some of \('ade', 'coco', 'depth', 'bsds'\)"
+        ValueError, match=r"layouts must be some of \('ade', 'coco', 'depth', 'bsds', 'matting'\)"
     ):
         toy.Options(layouts=('depths',))
     with pytest.raises(SystemExit):

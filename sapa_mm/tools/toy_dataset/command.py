@@ -1,11 +1,12 @@
-"""Make a small dataset for segmentation, detection or depth in which boundaries matter.
+"""Make a small dataset for segmentation, detection, depth or matting in which boundaries matter.
 
 Spoked wheels, torn kites, thin chairs and leafy plants, filled with photographs' textures, stand
 before cluttered backgrounds. The same scenes are written in the layout of ADE20K, for
 mmsegmentation, and in that of COCO, for mmdetection. The layout "depth" has rooms with such objects
 and their depth, as mmsegmentation has NYU Depth v2, and one real picture with measured depth,
 stereo_motorcycle of scikit-image. The layout "bsds" has the scenes with the segments of several
-annotators each, as BSDS500 has them. No download is needed.
+annotators each, as BSDS500 has them. The layout "matting" has hairs, nets, leaves, horses and smoke
+with their alpha, composited over photographs, as Composition-1k has them. No download is needed.
 """
 
 import argparse
@@ -17,7 +18,6 @@ import math
 import os
 import secrets
 import shutil
-import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,21 +34,24 @@ from ...ops.checks import check_int, check_positive_int
 from ..output import write_json, write_text
 from .depth_scenes import DepthScene, motorcycle, render_depth_scene
 from .layouts import annotate, encode_jpeg, write_bsds, write_depth
+from .mattes import BACKGROUNDS_PER_TEST, write_matting
 from .scenes import BACKGROUNDS, OBJECTS, Scene, render_scene
 from .shapes import mask_to_polygons
+from .stopping import StopRequested, StopSignals
 
 if sys.platform != 'win32':  # Windows has no such locks: leftovers of a killed run stay there
     import fcntl
 
 MARKER = 'toy_dataset.json'
 SEGMENTATION_LAYOUTS = ('ade', 'coco')
-LAYOUTS = (*SEGMENTATION_LAYOUTS, 'depth', 'bsds')
+LAYOUTS = (*SEGMENTATION_LAYOUTS, 'depth', 'bsds', 'matting')
 # The framework that reads a layout.
 FRAMEWORKS = {
     'ade': 'mmsegmentation',
     'coco': 'mmdetection',
     'depth': 'mmsegmentation, depth',
     'bsds': 'mmsegmentation, superpixels',
+    'matting': 'mmengine, matting',
 }
 SIZES = (64, 2048)
 COCO_NAMES = (
@@ -64,51 +67,17 @@ COCO_NAMES = (
 COCO_IDS = [k for k in range(1, 91) if k not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}]
 
 
-class StopRequested(BaseException):
-    """Says that a signal asked the program to stop.
-
-    Args:
-        signum: The signal's number.
-    """
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
-
-
-class StopSignals:
-    """Note SIGINT and SIGTERM, so that the work stops between two images and at no other place."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-
-    def __enter__(self) -> 'StopSignals':
-        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
-
-    def _note(self, signum: int, _frame: object) -> None:
-        self.received = self.received or signum
-
-    def check(self) -> None:
-        """Raise StopRequested if a signal came."""
-        if self.received is not None:
-            raise StopRequested(self.received)
-
-
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Says what to generate.
 
     Args:
-        num_train: Training images, at least 1.
-        num_val: Validation images, which 'depth' and 'bsds' call test, at least 1.
+        num_train: Training images, at least 1; of 'matting', foregrounds and backgrounds.
+        num_val: Validation images, which the layouts but 'ade' and 'coco' call test, at least 1;
+            of 'matting', foregrounds, each of which is put on two backgrounds.
         size: Height and width of the images in pixels, 64 to 2048 each.
         seed: Seed, at least 0.
-        layouts: Some of 'ade', 'coco', 'depth' and 'bsds'.
+        layouts: Some of 'ade', 'coco', 'depth', 'bsds' and 'matting'.
 
     Raises:
         TypeError: If a number is not an integer.
@@ -146,6 +115,7 @@ class Statistics:
         depths: The least and the largest depth in the rooms, in metres.
         unknown: Pixels of the rooms whose depth is unknown.
         segments: How many each annotation of 'bsds' has.
+        partial: The share of each foreground of 'matting' that is neither opaque nor transparent.
     """
 
     images: Counter = dataclasses.field(default_factory=Counter)
@@ -155,6 +125,7 @@ class Statistics:
     depths: tuple[float, float] = (math.inf, 0.0)
     unknown: int = 0
     segments: list[int] = dataclasses.field(default_factory=list)
+    partial: list[float] = dataclasses.field(default_factory=list)
 
     def add(self, split: str, scene: Scene) -> None:
         """Count one scene of the split 'train' or 'val'."""
@@ -381,6 +352,10 @@ def make_dataset(
         if 'bsds' in options.layouts:
             write_bsds(build, 'train', annotate_scenes('train'))
             write_bsds(build, 'test', annotate_scenes('val'))
+        if 'matting' in options.layouts:
+            for split in ('train', 'val'):
+                foregrounds = numbers(split, 'foregrounds', 6)
+                counts.partial += write_matting(build, split, options.size, foregrounds)
         write_json(build / MARKER, dataclasses.asdict(options))
     return counts
 
@@ -403,6 +378,14 @@ def print_summary(out: Path, options: Options, counts: Statistics, console: Cons
             f'{options.num_train} training and {options.num_val} test images of '
             f'{height}x{width} pixels with {len(counts.segments)} annotations of '
             f'{min(counts.segments)} to {max(counts.segments)} segments',
+            highlight=False,
+        )
+    if 'matting' in options.layouts:
+        merged = BACKGROUNDS_PER_TEST * options.num_val
+        console.print(
+            f'{options.num_train} training foregrounds and as many backgrounds, {merged} test '
+            f'images of {options.num_val} more, {height}x{width} pixels, of which '
+            f'{100 * np.mean(counts.partial):.1f} % are neither opaque nor transparent',
             highlight=False,
         )
     for layout, framework in FRAMEWORKS.items():
