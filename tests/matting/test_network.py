@@ -122,7 +122,14 @@ FORMS = [
 
 @pytest.mark.parametrize(
     ('training', 'shape'),
-    [(False, (2, 37, 51)), (True, (2, 37, 51)), (True, (1, 37, 51)), (True, (3, 64, 48))],
+    [
+        (False, (2, 37, 51)),
+        (True, (2, 37, 51)),
+        (True, (1, 37, 51)),
+        (True, (3, 64, 48)),
+        # The largest dilation stays within 21 of stride 16.
+        (False, (1, 35, 330)),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize(('upsample_cfg', 'downsample_cfg'), FORMS, ids=str)
@@ -151,6 +158,36 @@ def test_is_the_definition(upsample_cfg, downsample_cfg, training, shape):
             torch.testing.assert_close(buffer, plain.state[name], rtol=1e-10, atol=1e-12, msg=name)
         elif name.endswith('num_batches_tracked') and 'aspp.pooled' not in name:
             assert buffer == int(training), name
+
+
+@pytest.mark.parametrize(
+    ('training', 'shape'),
+    [(False, (2, 16, 23, 21)), (True, (2, 16, 23, 21)), (True, (1, 16, 40, 38))],
+    ids=str,
+)
+def test_pyramid(training, shape):
+    """On maps that are larger than its dilations."""
+    net = build_small().double().train(training)
+    plain = plain_of(net, BILINEAR, MAX_POOL)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    out, expected = net.aspp(x), plain.aspp(x)
+    assert_close_to_reference(out.detach(), expected.detach(), margin=(6, 6), tolerance=1e-11)
+    grad = torch.randn_like(out)
+    (got,), (exact,) = (torch.autograd.grad(y, x, grad) for y in (out, expected))
+    assert_close_to_reference(got, exact, margin=(6, 6), tolerance=1e-10)
+
+
+def test_dropout():
+    net = build_small()
+    (dropout,) = (m for m in net.modules() if isinstance(m, nn.Dropout))
+    dropout.p = 0.5
+    x = torch.randn(2, 16, 23, 21)
+    out = net.train().aspp(x)
+    assert out.eq(0).float().mean().item() == pytest.approx(0.5, abs=0.02)
+    dropout.p = 0.0
+    torch.testing.assert_close(out[out != 0], 2 * net.aspp(x)[out != 0])
+    dropout.p = 0.5
+    assert not net.eval().aspp(x).eq(0).any()
 
 
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
