@@ -52,12 +52,17 @@ def rounding(module, form, dtype):
     return {'grad_tolerance': 4e-2, 'one_vector': True}
 
 
-def make_module(in_channels, guide_channels, form, dtype=torch.float64):
+def make_module(in_channels, guide_channels, form, dtype=torch.float64, **options):
     variant, context, nonlinear = form
     if variant == 'o2o':
         guide_channels = in_channels
     module = IndexNet(
-        in_channels, guide_channels, variant=variant, context=context, nonlinear=nonlinear
+        in_channels,
+        guide_channels,
+        variant=variant,
+        context=context,
+        nonlinear=nonlinear,
+        **options,
     )
     randomize(module)
     for layer in module.modules():
@@ -205,6 +210,85 @@ def test_pooling_is_an_average():
     assert ((out[:, :, 3] > 0.1) & (out[:, :, 3] < 1.9)).all()
 
 
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('hidden_ratio', [1, 2, 3])
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_hidden_ratio_is_the_definition(variant, hidden_ratio, training):
+    form, sizes = (variant, True, True), SIZES[5]
+    module = make_module(sizes.c, sizes.d, form, hidden_ratio=hidden_ratio).train(training)
+    check_against_oracle(
+        module,
+        module,
+        lambda state, x, guide: upsample(encode(state, guide, form, training), x, sizes.high),
+        make_inputs(module, sizes),
+        margins={'output': (2, 2), 'guide': (2, 2), 'x': (1, 1)},
+    )
+    module = make_module(6, 6, form, hidden_ratio=hidden_ratio).train(training)
+    check_against_oracle(
+        module,
+        module.downsample,
+        lambda state, guide: downsample(encode(state, guide, form, training), guide),
+        {'guide': make_tensor(2, 6, 9, 13, mean=0.3, dtype=torch.float64)},
+        margins={'output': (1, 1), 'guide': (2, 2)},
+    )
+
+
+@pytest.mark.parametrize(
+    ('variant', 'hidden_ratio', 'shapes'),
+    [
+        ('hin', None, [(24, 12, 4, 4), (4, 24, 1, 1)]),
+        ('hin', 1, [(12, 12, 4, 4), (4, 12, 1, 1)]),
+        ('hin', 3, [(36, 12, 4, 4), (4, 36, 1, 1)]),
+        ('m2o', None, [(8, 12, 4, 4), (8, 8, 1, 1)]),
+        ('m2o', 2, [(16, 12, 4, 4), (8, 16, 1, 1)]),
+        ('m2o', 3, [(24, 12, 4, 4), (8, 24, 1, 1)]),
+        ('o2o', None, [(8, 1, 4, 4), (8, 1, 1, 1)]),
+        ('o2o', 2, [(16, 1, 4, 4), (8, 2, 1, 1)]),
+    ],
+)
+def test_hidden_width(variant, hidden_ratio, shapes):
+    """It is over the guide's channels for the holistic index, and over the maps for the others."""
+    module = IndexNet(8, 8 if variant == 'o2o' else 12, variant, hidden_ratio=hidden_ratio)
+    state = module.state_dict()
+    encoders = 1 if variant == 'hin' else 4
+    assert {name.split('.')[1] for name in state} == {str(i) for i in range(encoders)}
+    for i in range(encoders):
+        first, second = (state[f'encoders.{i}.{layer}.weight'] for layer in (0, 3))
+        assert [tuple(weight.shape) for weight in (first, second)] == shapes
+        assert state[f'encoders.{i}.1.running_mean'].shape == (shapes[0][0],)
+
+
+@pytest.mark.parametrize(('variant', 'ratio'), [('hin', 2), ('m2o', 1), ('o2o', 1)])
+def test_default_hidden_ratio(variant, ratio):
+    default, named = IndexNet(8, variant=variant), IndexNet(8, variant=variant, hidden_ratio=ratio)
+    # Nothing is missing and nothing has another shape.
+    named.load_state_dict(default.state_dict())
+    x, guide = torch.randn(2, 8, 3, 4), torch.randn(2, 8, 6, 8)
+    assert torch.equal(default.eval()(x, guide), named.eval()(x, guide))
+    torch.manual_seed(0)
+    default = IndexNet(8, variant=variant)
+    torch.manual_seed(0)
+    named = IndexNet(8, variant=variant, hidden_ratio=ratio)
+    for name, value in default.state_dict().items():
+        assert torch.equal(named.state_dict()[name], value), name
+
+
+def test_depthwise_encoding_of_more_hidden_channels_sees_its_channel_alone():
+    module = make_module(4, 4, ('o2o', True, True), hidden_ratio=3).eval()
+    x, guide = torch.randn(1, 4, 3, 4).double(), torch.randn(1, 4, 6, 8).double()
+    before = module(x, guide)
+    guide[:, 2] += 1
+    changed = (module(x, guide) != before).flatten(2).any(dim=(0, 2))
+    assert changed.tolist() == [False, False, True, False]
+
+
+def test_flops_count_the_hidden_channels():
+    for ratio in (1, 2, 5):
+        module = IndexNet(8, 12, variant='m2o', hidden_ratio=ratio)
+        encode = 4 * (16 * 12 * 8 * ratio + 8 * ratio * 8)
+        assert module.flops((3, 4), (6, 8)) == 12 * encode + 8 * 48
+
+
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_paired_protocol(variant):
     for sizes in (SIZES[1], SIZES[5]._replace(high=(51, 31))):
@@ -288,6 +372,11 @@ def test_on_the_meta_device(variant):
         ({'variant': 'm2o', 'nonlinear': False}, 64 * 16**2),
         ({'variant': 'm2o', 'nonlinear': False, 'context': False}, 16 * 16**2),
         ({'variant': 'm2o', 'guide_channels': 12}, 64 * 12 * 16 + 4 * 16**2 + 8 * 16),
+        # Twice as wide a hidden layer is as large as two modules, as the matting papers count.
+        ({'variant': 'm2o', 'hidden_ratio': 2}, 136 * 16**2 + 16 * 16),
+        ({'hidden_ratio': 1}, 16 * 16**2 + 2 * 16 + 4 * 16),
+        ({'guide_channels': 12, 'hidden_ratio': 3}, 48 * 12**2 + 6 * 12 + 12 * 12),
+        ({'variant': 'o2o', 'hidden_ratio': 2}, 136 * 16 + 16 * 16),
         ({'variant': 'o2o'}, 68 * 16 + 8 * 16),
         ({'variant': 'o2o', 'nonlinear': False}, 64 * 16),
         ({'variant': 'o2o', 'nonlinear': False, 'context': False}, 16 * 16),
@@ -358,6 +447,13 @@ def test_unknown_variant(wrong):
 def test_bad_switch(argument, wrong):
     with refused(argument, str(wrong), error=TypeError):
         IndexNet(8, **{argument: wrong})
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+@pytest.mark.parametrize('wrong', [0, -1, 2.0, '2', True], ids=repr)
+def test_bad_hidden_ratio(variant, wrong):
+    with refused('hidden_ratio', error=ValueError if type(wrong) is int else TypeError):
+        IndexNet(8, variant=variant, hidden_ratio=wrong)
 
 
 def test_channels_that_must_be_equal():
