@@ -7,9 +7,9 @@
 CONFIG is a segmentor, a depth estimator or a matting network; without CHECKPOINT its weights are
 random. The file takes one input, ``image`` (N, 3, H, W), normalized as is printed, and gives
 ``logits`` (N, classes, H, W), or ``depth`` (N, 1, H, W) in metres; of matting the image has the
-trimap as its fourth channel and gives ``alpha`` (N, 1, H, W). An upsampler takes ``x`` (N, C, H, W) and
-``guide`` (N, Cy, Hg, Wg) and gives ``upsampled`` (N, C, Hg, Wg), with the weights of its
-initialization. Whole images are computed in float32, without sliding windows.
+trimap as its fourth channel and gives ``alpha`` (N, 1, H, W). An upsampler takes ``x``
+(N, C, H, W) and ``guide`` (N, Cy, Hg, Wg) and gives ``upsampled`` (N, C, Hg, Wg), with the weights
+of its initialization. Whole images are computed in float32, without sliding windows.
 
 Height, width and batch are free unless --static fixes them; where a model cannot have a free batch
 or sizes that are no multiples of 32, the output says so. The file needs neither this project nor
