@@ -223,6 +223,14 @@ def test_the_forms_differ():
             assert (one - other).norm() > 1e-2 * one.norm()
 
 
+def test_max_pooling_is_the_default():
+    net, default = build_small(BILINEAR, MAX_POOL), build_small(BILINEAR, None)
+    default.load_state_dict(net.state_dict())
+    x = make_inputs(2, 37, 51)
+    with torch.no_grad():
+        assert torch.equal(default.eval()(x), net.eval()(x))
+
+
 def record_calls(net):
     """The arguments of every upsampler's forward, by its step, as they will come."""
     calls = {}
