@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from testing_utils import make_tensor
+from upsampler_oracles import refused
 
 from sapa_mm.matting import alpha_loss, composition_loss
 
@@ -166,3 +167,15 @@ def test_half_precision_predictions():
         ):
             assert loss.dtype == torch.float32
             assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_shapes_that_would_broadcast():
+    pred, alpha, foreground, background, unknown = make_batch(2, 4, 4, torch.float32)
+    for wrong in (alpha[:, 0], alpha[:1], alpha[..., :1]):
+        with refused('alpha', error=ValueError):
+            alpha_loss(pred, wrong, unknown)
+        with refused('alpha', error=ValueError):
+            composition_loss(pred, wrong, foreground, background, unknown)
+    for wrong in (unknown[:, 0], unknown[:1]):
+        with refused('unknown', error=ValueError):
+            alpha_loss(pred, alpha, wrong)

