@@ -104,7 +104,7 @@ for module in (sapa_mm, sapa_mm.kernels, sapa_mm.detection):
 
 def test_torch_alone():
     check(OPS, *ALL)
-    for part in ('visualization', 'reconstruction'):
+    for part in ('visualization', 'reconstruction', 'matting'):
         message = error(f'import sapa_mm.{part}', *ALL)
         assert f'sapa_mm.{part} needs mmengine' in message
         assert 'pip install ' in message
@@ -113,7 +113,9 @@ def test_torch_alone():
 def test_mmengine_alone():
     blocked = ALL[1:]
     check(
-        OPS + 'from mmengine.registry import MODELS; assert MODELS.get("SAPA")',
+        OPS
+        + 'from mmengine.registry import MODELS; assert MODELS.get("SAPA")\n'
+        + 'from sapa_mm.matting import CompositionDataset, GuidedMattingNet, MattingMetric',
         *blocked,
     )
     build = 'from sapa_mm.upsamplers import build_upsampler as b; b(dict(type="deconv"), 4)'

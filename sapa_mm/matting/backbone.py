@@ -133,6 +133,8 @@ class MattingResNet(BaseModule):
     ):
         super().__init__(init_cfg)
         for name, numbers in (('channels', channels), ('blocks', blocks)):
+            if not isinstance(numbers, Sequence):
+                raise TypeError(f'{name}: expected a sequence of ints, got {numbers!r}')
             if len(numbers) != 3:
                 raise ValueError(f'{name}: expected one for each of 3 stages, got {numbers}')
             for number in numbers:

@@ -21,7 +21,11 @@ def alpha_loss(pred: Tensor, alpha: Tensor, unknown: Tensor) -> Tensor:
 
     Returns:
         A scalar.
+
+    Raises:
+        ValueError: Maps of different sizes.
     """
+    _check_alike(pred, alpha=alpha, unknown=unknown)
     return _mean_over(unknown, pred - alpha)
 
 
@@ -47,8 +51,20 @@ def composition_loss(
 
     Returns:
         A scalar.
+
+    Raises:
+        ValueError: Maps of different sizes.
     """
+    _check_alike(pred, alpha=alpha, unknown=unknown)
     return _mean_over(unknown, (pred - alpha) * (foreground - background))
+
+
+def _check_alike(pred: Tensor, **others: Tensor) -> None:
+    for name, other in others.items():
+        if other.shape != pred.shape:
+            raise ValueError(
+                f'{name}: expected the shape of pred, {tuple(pred.shape)}, got {tuple(other.shape)}'
+            )
 
 
 def _mean_over(unknown: Tensor, error: Tensor) -> Tensor:

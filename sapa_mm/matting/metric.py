@@ -11,8 +11,8 @@ import numpy as np
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
-# The value of a trimap's unknown pixels.
-UNKNOWN = 128
+from .files import UNKNOWN
+
 # The sums are reported in thousands.
 THOUSAND = 1000
 # Standard deviation of the Gaussian derivative, and how far it reaches to each side, in pixels.

@@ -1,6 +1,6 @@
 """The matting network with any upsampler."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from mmengine.model import BaseModel
@@ -92,15 +92,18 @@ class GuidedMattingNet(GuidedHost, BaseModel):
             check_upsample_cfg('upsample_cfg', upsample_cfg)
             downsample_cfg = dict(type='paired' if upsample_cfg.get('paired') else 'max_pool')
         self.downsample = downsample_type(downsample_cfg)
+        backbone = dict(type='MattingResNet') if backbone is None else backbone
+        if not isinstance(backbone, Mapping):
+            raise TypeError(
+                f"backbone: expected a dict of the options of 'MattingResNet', got {backbone!r}"
+            )
         check_bool('norm_eval', norm_eval)
-        self.backbone: MattingResNet = MODELS.build(
-            {
-                'type': 'MattingResNet',
-                **(backbone or {}),
-                'strided': self.downsample == 'conv',
-                'norm_eval': norm_eval,
-            }
-        )
+        own = dict(strided=self.downsample == 'conv', norm_eval=norm_eval)
+        for name in own.keys() & backbone.keys():
+            raise ValueError(
+                f'backbone: expected no {name}, which the network sets, got {backbone}'
+            )
+        self.backbone: MattingResNet = MODELS.build({'type': 'MattingResNet', **backbone, **own})
         fine, middle, coarse = self.backbone.channels
         self.aspp = MattingASPP(coarse)
         # They go from the coarsest step to the finest.
@@ -181,8 +184,12 @@ class GuidedMattingNet(GuidedHost, BaseModel):
         check_choice('mode', mode, MODES)
         if mode == 'tensor':
             return self.estimate(inputs)
-        if data_samples is None:
-            raise ValueError(f'data_samples: expected them in mode {mode!r}, got None')
+        if data_samples is None or len(data_samples) != len(inputs):
+            got = 'None' if data_samples is None else len(data_samples)
+            raise ValueError(
+                f'data_samples: expected one for each of {len(inputs)} images in mode {mode!r}, '
+                f'got {got}'
+            )
         return (self.loss if mode == 'loss' else self.predict)(inputs, data_samples)
 
     def loss(self, inputs: Tensor, data_samples: Sequence[BaseDataElement]) -> dict[str, Tensor]:
@@ -190,7 +197,10 @@ class GuidedMattingNet(GuidedHost, BaseModel):
         pred = self.estimate(inputs)
 
         def stacked(name: str) -> Tensor:
-            return torch.stack([sample.get(name).data for sample in data_samples])
+            fields = [sample.get(name) for sample in data_samples]
+            if None in fields:
+                raise ValueError(f'data_samples: expected {name} in each for the loss, got none')
+            return torch.stack([field.data for field in fields])
 
         alpha, unknown = stacked('gt_alpha'), stacked('trimap') == UNKNOWN
         foreground, background = stacked('gt_fg') / 255, stacked('gt_bg') / 255

@@ -25,19 +25,24 @@ class MattingPreprocessor(ImgDataPreprocessor):
             ``inputs`` (N, 4, H, W), float32, and ``data_samples``.
 
         Raises:
-            ValueError: A sample without a trimap, or one of another size than its image.
+            ValueError: Fewer or more samples than images, a sample without a trimap, or one of
+                another size than its image.
         """
-        shapes = [image.shape[1:] for image in data['inputs']]
-        data = super().forward(data, training)
-        samples = data['data_samples'] or []
+        shapes = [(1, *image.shape[1:]) for image in data['inputs']]
+        samples = data.get('data_samples') or []
+        if len(samples) != len(shapes):
+            raise ValueError(
+                f'data_samples: expected one for each of {len(shapes)} images, got {len(samples)}'
+            )
         for shape, sample in zip(shapes, samples, strict=True):
             trimap = sample.get('trimap')
-            if trimap is None or trimap.data.shape[1:] != shape:
-                got = 'none' if trimap is None else tuple(trimap.data.shape[1:])
+            if trimap is None or tuple(trimap.data.shape) != shape:
+                got = 'none' if trimap is None else tuple(trimap.data.shape)
                 raise ValueError(
-                    f'data_samples: expected a trimap of the size of its image, {tuple(shape)}, '
-                    f'got {got}'
+                    f'data_samples: expected a trimap of the size of its image, {shape}, got {got}'
                 )
+        data = super().forward(data, training)
+        samples = data['data_samples']
         trimaps = stack_batch(
             [sample.trimap.data.float() / 255 for sample in samples], self.pad_size_divisor
         )

@@ -50,8 +50,8 @@ class IndexNet(PairedUpsampler):
 
     Raises:
         TypeError: Numbers that are no ints, or switches that are no bools.
-        ValueError: An unknown variant, a ratio that is not positive, or channels that must be equal
-            and are not.
+        ValueError: An unknown variant, a ratio that is not positive or has no hidden channels to
+            count, or channels that must be equal and are not.
     """
 
     def __init__(
@@ -75,6 +75,10 @@ class IndexNet(PairedUpsampler):
 
         groups = in_channels if variant == 'o2o' else 1
         out = 4 if variant == 'hin' else in_channels
+        if hidden_ratio is not None and not nonlinear:
+            raise ValueError(
+                f'hidden_ratio: expected None with nonlinear=False, got {hidden_ratio}'
+            )
         if hidden_ratio is None:
             hidden_ratio = 2 if variant == 'hin' else 1
         check_positive_int('hidden_ratio', hidden_ratio)

@@ -472,3 +472,8 @@ def test_bad_features():
         check_refuses_features(module)
         check_refuses_guides(module)
         check_refuses_encodings(module)
+
+
+def test_no_hidden_channels_without_a_nonlinearity():
+    with refused('hidden_ratio', 'nonlinear', error=ValueError):
+        IndexNet(8, nonlinear=False, hidden_ratio=2)
