@@ -47,6 +47,7 @@ TOOLS = {
     'complexity': Tool('complexity:main', 'count parameters and FLOPs, and those of every step'),
     'benchmark': Tool('benchmark:main', 'time and check the operators, or whole models'),
     'toy-data': Tool('toy_dataset:main', 'make a small data set in which boundaries matter'),
+    'compose': Tool('compose:main', 'merge foregrounds and backgrounds to test matting on'),
     'reconstruct': Tool('reconstruct:main', 'train and compare the autoencoders on MNIST'),
     'quickstart-report': Tool('quickstart_report:main', 'compare runs by a table and a picture'),
     'compile-kernels': Tool('compile_kernels:main', 'compile the Triton kernels for absent GPUs'),
