@@ -2,7 +2,10 @@
 custom_imports = dict(imports=['sapa_mm'], allow_failed_imports=False)
 model = dict(
     type='GuidedMattingNet',
-    backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet34')),
+    backbone=dict(
+        type='MattingResNet',
+        init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet34'),
+    ),
     data_preprocessor=dict(
         type='MattingPreprocessor',
         mean=[123.675, 116.28, 103.53],
