@@ -10,7 +10,7 @@ from ..ops.dispatch import autocast
 from ..ops.layout import accumulation_dtype, is_channels_last
 from ..ops.parents import are_symbols
 from ..ops.tiles import STEP, tile_product
-from .base import PairedUpsampler, block_grid, pad_to_even, zero_bias
+from .base import PairedUpsampler, block_grid, block_pixels, pad_to_even, zero_bias
 from .registration import MODELS
 
 MODES = ('static', 'hybrid', 'dynamic')
@@ -276,8 +276,7 @@ class A2U(PairedUpsampler):
         weights = weights.flatten(1, 2).softmax(1).unflatten(1, (-1, 4))
         # Each of a block's four pixels sees the window of K x K blocks: there are four groups.
         weights = weights.transpose(1, 2).flatten(1, 2)
-        blocks = F.pixel_unshuffle(pad_to_even(guide), 2).unflatten(1, (-1, 4))
-        blocks = blocks.transpose(1, 2).flatten(1, 2)
+        blocks = block_pixels(guide).transpose(1, 2).flatten(1, 2)
         out = assemble(weights.to(blocks.dtype), blocks, kernel_size=self.kernel_size, groups=4)
         return out.unflatten(1, (4, -1)).sum(1)
 

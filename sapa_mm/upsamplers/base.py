@@ -128,6 +128,16 @@ def pad_to_even(guide: Tensor) -> Tensor:
     return F.pad(guide, (0, width % 2, 0, height % 2))
 
 
+def block_pixels(guide: Tensor) -> Tensor:
+    """Return the four pixels of every block of (N, C, Hg, Wg), row-major: (N, C, 4, h, w).
+
+    A last block that the map leaves incomplete has zeros. In an exported program the channels stay
+    a number, which `torch.nn.functional.pixel_unshuffle` makes a formula of the sizes.
+    """
+    rows_and_columns = pad_to_even(guide).unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+    return rows_and_columns.permute(0, 1, 3, 5, 2, 4).flatten(2, 3)
+
+
 def fit_to_size(out: Tensor, x: Tensor, size: Sequence[int], ratio: int) -> Tensor:
     """Fit what a layer with a fixed ratio gave to the guide's size.
 

@@ -10,7 +10,7 @@ from ..ops import assemble
 from ..ops.checks import check_bool, check_choice, check_positive_int
 from ..ops.dispatch import autocast_is_on
 from ..ops.parents import upsample_parent
-from .base import PairedUpsampler, block_grid, pad_to_even
+from .base import PairedUpsampler, block_grid, block_pixels, pad_to_even
 from .registration import MODELS
 
 VARIANTS = ('hin', 'm2o', 'o2o')
@@ -151,8 +151,7 @@ class IndexNet(PairedUpsampler):
             self.check_equal_channels(f'downsampling with variant {self.variant!r}')
         encoding = self._encoding(guide, encoding, 4 * self.index_channels)
         indices = encoding.unflatten(1, (-1, 4)).sigmoid().softmax(2)
-        blocks = F.pixel_unshuffle(pad_to_even(guide), 2).unflatten(1, (-1, 4))
-        return (indices.to(guide.dtype) * blocks).sum(2)
+        return (indices.to(guide.dtype) * block_pixels(guide)).sum(2)
 
     def forward(self, x: Tensor, guide: Tensor, encoding: Tensor | None = None) -> Tensor:
         """Upsample ``x`` to the size of ``guide``.
