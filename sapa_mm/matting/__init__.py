@@ -1,11 +1,9 @@
-"""Image matting with every upsampler, on mmengine and OpenCV alone."""
+"""Image matting with every upsampler, on mmengine alone."""
 
 from ..frameworks import INSTALL, require
 
 with require('mmengine', __name__, INSTALL['mmengine']):
     import mmengine  # noqa: F401
-with require('OpenCV', __name__, 'opencv-python-headless'):
-    import cv2  # noqa: F401
 
 from .dataset import CompositionDataset
 from .files import (
