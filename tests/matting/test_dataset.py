@@ -214,5 +214,3 @@ def test_no_other_framework_than_mmengine_is_needed():
     code = "from mmengine.registry import DATASETS; assert 'CompositionDataset' in DATASETS"
     done = run(code, 'mmcv', 'mmseg', 'mmdet')
     assert done.returncode == 0, done.stderr
-    done = run('sapa_mm.matting', 'mmengine')
-    assert 'sapa_mm.matting needs mmengine' in done.stderr.splitlines()[-1]
