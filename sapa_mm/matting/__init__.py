@@ -11,9 +11,6 @@ from .backbone import MattingResNet
 from .dataset import CompositionDataset
 from .files import (
     UNKNOWN,
-    check_same_size,
-    check_unknown,
-    normalize_trimap,
     read_alpha,
     read_image,
     read_trimap,
@@ -43,13 +40,10 @@ __all__ = [
     'RandomAffineForeground',
     'ResizeSquare',
     'alpha_loss',
-    'check_same_size',
-    'check_unknown',
     'composition_loss',
     'connectivity_error',
     'gradient_error',
     'mse',
-    'normalize_trimap',
     'predict_alpha',
     'read_alpha',
     'read_image',

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from mmengine.registry import DATASETS
 from PIL import Image
+from testing_imports import run
 
 from sapa_mm.matting import CompositionDataset
 
@@ -207,3 +208,9 @@ def test_bad_arguments(train):
     write(train / 'Training_set' / 'alpha', 'a.bmp')
     with pytest.raises(ValueError, match=r"data_prefix\['alpha'\]: .*a\.bmp.*a\.png'; remove one"):
         build(train)
+
+
+def test_no_other_framework_than_mmengine_is_needed():
+    code = "from mmengine.registry import DATASETS; assert 'CompositionDataset' in DATASETS"
+    done = run(code, 'mmcv', 'mmseg', 'mmdet')
+    assert done.returncode == 0, done.stderr

@@ -212,6 +212,28 @@ def test_a_foreground_and_its_alpha_move_together(size):
     assert len(seen) > 1
 
 
+def test_an_affine_change_makes_no_new_values():
+    alpha = np.random.default_rng(0).choice([0, 255], (30, 40)).astype(np.uint8)
+    results = dict(fg=noise(30, 40, 3), alpha=alpha)
+    for value in range(5):
+        got = apply(RandomAffineForeground(), results, value)['alpha']
+        assert set(np.unique(got)) == {0, 255}
+
+
+def test_the_factors_of_the_two_sides_are_drawn_one_by_one():
+    results = dict(fg=noise(100, 100, 3), alpha=np.full((100, 100), 255, np.uint8))
+    transform = RandomAffineForeground(rotation=0, scale=(0.5, 0.9), shear=0, flip=0)
+    sides = []
+    for value in range(60):
+        alpha = apply(transform, results, value)['alpha']
+        sides.append([np.count_nonzero(alpha.any(axis)) for axis in (0, 1)])
+    sides = np.array(sides)
+    # Rounding moves a side by a pixel.
+    assert (sides.min(0) >= 49).all() and (sides.max(0) <= 91).all()
+    assert (sides.min(0) < 55).all() and (sides.max(0) > 85).all()
+    assert abs(np.corrcoef(sides.T)[0, 1]) < 0.4
+
+
 def test_no_affine_change_is_none():
     results = foreground()
     got = apply(RandomAffineForeground(rotation=0, scale=(1, 1), shear=0, flip=0), results)

@@ -1,14 +1,16 @@
 """Trimaps, crops and composites have the values that can be computed by hand."""
 
 from collections import Counter
+from functools import partial
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.dataset import Compose, pseudo_collate
+from mmengine.dataset import Compose, pseudo_collate, worker_init_fn
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 from mmengine.structures import BaseDataElement, PixelData
+from torch.utils.data import DataLoader
 
 from sapa_mm.matting import Composite, CropUnknown, LoadComposition, MakeTrimap, PackMatting
 
@@ -294,6 +296,28 @@ def test_samples_are_those_of_the_seed(data):
 
     assert torch.equal(draw(0), draw(0))
     assert not torch.equal(draw(0), draw(1))
+
+
+@pytest.mark.filterwarnings('ignore:This DataLoader will create')
+def test_every_worker_draws_its_own(data):
+    dataset = build(data)
+
+    def load(value):
+        loader = DataLoader(
+            dataset,
+            num_workers=2,
+            collate_fn=pseudo_collate,
+            worker_init_fn=partial(worker_init_fn, num_workers=2, rank=0, seed=value),
+            sampler=[0] * 4,
+        )
+        return [batch['inputs'][0] for batch in loader]
+
+    first = load(5)
+    # The workers take turns; each has a seed of its own.
+    assert len({image.numpy().tobytes() for image in first}) == 4
+    assert all(map(torch.equal, first, load(5)))
+    # The second worker's seed is one more than the first one's.
+    assert torch.equal(first[1], load(6)[0])
 
 
 def test_a_test_sample(data):
