@@ -7,16 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sapa_mm.matting import (
-    UNKNOWN,
+from sapa_mm.matting import UNKNOWN, read_alpha, read_image, read_trimap
+from sapa_mm.matting.files import (
     check_same_size,
     check_unknown,
+    images_by_stem,
+    list_images,
     normalize_trimap,
-    read_alpha,
-    read_image,
-    read_trimap,
 )
-from sapa_mm.matting.files import images_by_stem, list_images
 
 READERS = [read_image, read_alpha, read_trimap]
 RAMP = np.arange(0, 255, 17, dtype=np.uint8).reshape(3, 5)

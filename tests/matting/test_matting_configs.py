@@ -187,13 +187,13 @@ def optimizer(model: nn.Module, cfg: Config) -> torch.optim.Optimizer:
 def test_tiny_config(path, data):
     cfg = load(path)
     assert cfg.model.upsample_cfg == upsampler_config(parts(path)[1])
-    assert path.stem.endswith('_1xb8-400_toy-128x128')
+    assert path.stem.endswith('_1xb8-400_toy-96x96')
     assert (cfg.train_dataloader.batch_size, cfg.train_cfg.max_iters) == (8, 400)
-    assert cfg.crop_size == (128, 128)
+    assert cfg.crop_size == (96, 96)
     model = step_and_predict(cfg, data)
     assert model.downsample == ('paired' if 'paired' in path.stem else 'max_pool')
     assert count(model) - count(model.upsamplers) == 223_267
-    assert all(group['lr'] == 0.002 for group in optimizer(model, cfg).param_groups)
+    assert all(group['lr'] == 0.005 for group in optimizer(model, cfg).param_groups)
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=fields)

@@ -2,10 +2,10 @@
 _base_ = 'matting_180k.py'
 
 iterations = 400
-optim_wrapper = dict(optimizer=dict(lr=0.002), paramwise_cfg=dict(_delete_=True))
+optim_wrapper = dict(optimizer=dict(lr=0.005), paramwise_cfg=dict(_delete_=True))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=20),
-    dict(type='CosineAnnealingLR', eta_min=2e-5, by_epoch=False, begin=20, end=iterations),
+    dict(type='CosineAnnealingLR', eta_min=5e-5, by_epoch=False, begin=20, end=iterations),
 ]
 train_cfg = dict(max_iters=iterations, val_interval=iterations)
 default_hooks = dict(

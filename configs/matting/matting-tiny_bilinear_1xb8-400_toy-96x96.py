@@ -1,7 +1,7 @@
 _base_ = [
     '../_base_/models/matting_tiny.py',
-    '../_base_/upsamplers/sapa_b.py',
-    '../_base_/datasets/toy_matting_128x128.py',
+    '../_base_/upsamplers/bilinear.py',
+    '../_base_/datasets/toy_matting_96x96.py',
     '../_base_/schedules/toy_matting_400.py',
 ]
 

@@ -1,11 +1,11 @@
 # What `sapa-mm toy-data --layouts matting` makes.
 data_root = 'data/toy/matting'
-crop_size = (128, 128)
+crop_size = (96, 96)
 
 train_pipeline = [
     dict(type='LoadComposition'),
     dict(type='AddForeground', prob=0.5),
-    dict(type='ResizeSquare', prob=0.25, size=160),
+    dict(type='ResizeSquare', prob=0.25, size=120),
     dict(type='RandomAffineForeground'),
     dict(type='MakeTrimap', diameters=(1, 15)),
     dict(type='CropUnknown', size=crop_size[0]),
