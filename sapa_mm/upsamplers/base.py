@@ -131,11 +131,14 @@ def pad_to_even(guide: Tensor) -> Tensor:
 def block_pixels(guide: Tensor) -> Tensor:
     """Return the four pixels of every block of (N, C, Hg, Wg), row-major: (N, C, 4, h, w).
 
-    A last block that the map leaves incomplete has zeros. In an exported program the channels stay
-    a number, which `torch.nn.functional.pixel_unshuffle` makes a formula of the sizes.
+    A last block that the map leaves incomplete has zeros.
     """
-    rows_and_columns = pad_to_even(guide).unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
-    return rows_and_columns.permute(0, 1, 3, 5, 2, 4).flatten(2, 3)
+    padded = pad_to_even(guide)
+    if not are_symbols(*guide.shape[2:]):
+        return F.pixel_unshuffle(padded, 2).unflatten(1, (-1, 4))
+    # In an exported program that would make the number of channels a formula of the sizes.
+    corners = [padded[:, :, row::2, column::2] for row in (0, 1) for column in (0, 1)]
+    return torch.stack(corners, 2)
 
 
 def fit_to_size(out: Tensor, x: Tensor, size: Sequence[int], ratio: int) -> Tensor:
