@@ -327,6 +327,30 @@ def test_a_graph_is_right_at_every_size(mode):
         torch.testing.assert_close(graph(*maps.values()), module(**maps))
 
 
+class Pool(torch.nn.Module):
+    """The downsampling alone."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, guide):
+        return self.module.downsample(guide)
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_a_graph_downsamples_at_every_size(mode):
+    pool = Pool(make_module(6, 4, form=(mode, False, False), paired=True))
+    guide, other = make_tensor(1, 4, 9, 13), make_tensor(1, 4, 14, 10)
+    dims = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    program = torch.export.export(pool, (guide,), dynamic_shapes={'guide': dims})
+    (out,) = next(node for node in program.graph.nodes if node.op == 'output').args[0]
+    # Were it a formula of the sizes, ONNX could write no convolution of it.
+    assert out.meta['val'].shape[1] == 4 and isinstance(out.meta['val'].shape[1], int)
+    for maps in (guide, other):
+        torch.testing.assert_close(program.module()(maps), pool(maps))
+
+
 @pytest.mark.parametrize('mode', MODES)
 @pytest.mark.parametrize('channel_wise', [False, True])
 def test_compiled(mode, channel_wise):
