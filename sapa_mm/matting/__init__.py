@@ -18,6 +18,7 @@ from .files import (
     read_image,
     read_trimap,
 )
+from .foreground_colors import estimate_foreground
 from .foregrounds import AddForeground, JitterForeground, RandomAffineForeground, ResizeSquare
 from .inference import predict_alpha, trimap_sample
 from .loss import alpha_loss, composition_loss
@@ -47,6 +48,7 @@ __all__ = [
     'check_unknown',
     'composition_loss',
     'connectivity_error',
+    'estimate_foreground',
     'gradient_error',
     'mse',
     'normalize_trimap',
