@@ -18,9 +18,15 @@ from .files import (
     read_image,
     read_trimap,
 )
-from .foreground_colors import estimate_foreground
+from .foreground_colors import compose, cover, estimate_foreground
 from .foregrounds import AddForeground, JitterForeground, RandomAffineForeground, ResizeSquare
-from .inference import predict_alpha, trimap_sample
+from .inference import (
+    predict_alpha,
+    predict_reduced,
+    reduce_trimap,
+    reduced_size,
+    trimap_sample,
+)
 from .loss import alpha_loss, composition_loss
 from .metric import MattingMetric, connectivity_error, gradient_error, mse, sad
 from .network import GuidedMattingNet
@@ -46,16 +52,21 @@ __all__ = [
     'alpha_loss',
     'check_same_size',
     'check_unknown',
+    'compose',
     'composition_loss',
     'connectivity_error',
+    'cover',
     'estimate_foreground',
     'gradient_error',
     'mse',
     'normalize_trimap',
     'predict_alpha',
+    'predict_reduced',
     'read_alpha',
     'read_image',
     'read_trimap',
+    'reduce_trimap',
+    'reduced_size',
     'sad',
     'trimap_sample',
 ]

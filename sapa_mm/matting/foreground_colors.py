@@ -1,4 +1,4 @@
-"""Colours of a foreground where it is mixed with the background."""
+"""Colours of a foreground where it is mixed with the background, and the way onto another."""
 
 from collections.abc import Sequence
 
@@ -59,3 +59,36 @@ def _weighted_mean(values: np.ndarray, weight: np.ndarray, radius: int) -> np.nd
     some = total > 0.5 / (255 * radius**2)
     mean = cv2.blur(values * weight, box) / np.where(some, total, 1)
     return np.where(some, mean, values)
+
+
+def cover(background: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Scale a background to cover a size, and crop it around its centre.
+
+    Args:
+        background: (H, W, 3), uint8.
+        size: Height and width of the result.
+    """
+    height, width = background.shape[:2]
+    scale = max(size[0] / height, size[1] / width)
+    scaled = max(size[0], round(scale * height)), max(size[1], round(scale * width))
+    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    image = cv2.resize(background, scaled[::-1], interpolation=way)
+    top, left = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
+    return image[top : top + size[0], left : left + size[1]]
+
+
+def compose(foreground: np.ndarray, alpha: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """Put a foreground on a background.
+
+    Args:
+        foreground: (H, W, 3), uint8; see `estimate_foreground`.
+        alpha: (H, W), uint8.
+        background: Likewise of any size; see `cover`.
+
+    Returns:
+        alpha F + (1 - alpha) B, (H, W, 3), uint8.
+    """
+    a = alpha[..., None].astype(np.float32) / 255
+    height, width = alpha.shape
+    mixed = a * foreground + (1 - a) * cover(background, (height, width))
+    return np.rint(mixed).astype(np.uint8)
