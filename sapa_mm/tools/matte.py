@@ -25,7 +25,7 @@ import numpy as np
 from rich.progress import track
 
 from .arguments import picture, positive, usable_device
-from .configs import find_config, is_matting, own_configs, read_config, reason, type_name
+from .configs import find_config, is_matting, read_config, reason, type_name
 from .errors import ToolError, reported_by
 from .inference import check_files, load_model
 from .output import write_atomically, write_bytes
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mmengine.config import Config
     from mmengine.model import BaseModel
 
-DEFAULT = 'matting/matting-tiny_sapa-b_1xb8-400_toy-128x128.py'
+DEFAULT = 'sapa_mm::matting/matting-tiny_sapa-b_1xb8-400_toy-128x128.py'
 TOY_DATA = 'sapa-mm toy-data --out data/toy --layouts matting'
 # What takes more is told before it runs.
 LARGE = 2**30
@@ -242,7 +242,7 @@ def read_model(options: argparse.Namespace) -> 'BaseModel':
     Raises:
         ToolError: A config of another model, no checkpoint, or one that does not fit.
     """
-    config = options.config or str(own_configs() / DEFAULT)
+    config = options.config or DEFAULT
     cfg = read_config(config)
     if not is_matting(cfg):
         raise ToolError(f'--config: expected a GuidedMattingNet, got {type_name(cfg.model)}')

@@ -1,6 +1,7 @@
 """What memory a matting network takes to predict, before it does, and what is free."""
 
 import copy
+import functools
 import math
 import os
 import weakref
@@ -59,6 +60,7 @@ class LiveStorages(TorchDispatchMode):
         weakref.finalize(storage, forget)
 
 
+@functools.lru_cache(maxsize=32)  # the images of a folder often have one size
 def estimate_memory(model: BaseModel, size: tuple[int, int]) -> int:
     """Estimate the memory that a matting network takes to predict one image, beyond its weights.
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from upsampler_oracles import refused
 
-from sapa_mm.matting import estimate_foreground
+from sapa_mm.matting import compose, cover, estimate_foreground
 
 
 def box_mean(values: np.ndarray, side: int) -> np.ndarray:
@@ -105,3 +105,30 @@ def test_bad_input():
     for radii in ((), (3, 0)):
         with refused('radii', 'positive', error=ValueError):
             estimate_foreground(image, alpha, radii)
+
+
+def test_compose_by_hand():
+    fg = np.uint8([[[10, 20, 30], [10, 20, 30], [200, 0, 255]]])
+    alpha = np.uint8([[0, 255, 51]])
+    got = compose(fg, alpha, np.uint8([[[100, 110, 120]]]))
+    # .2 of the last and .8 of the background.
+    assert got.tolist() == [[[100, 110, 120], [10, 20, 30], [120, 88, 147]]]
+    # No sum may wrap around.
+    assert compose(fg + 0, alpha, np.uint8([[[255, 255, 255]]])).min() == 10
+
+
+@pytest.mark.parametrize('size', [(6, 8), (5, 3), (1, 1), (7, 40)], ids=str)
+@pytest.mark.parametrize('own', [(6, 8), (12, 16), (3, 9), (9, 2)], ids=str)
+def test_cover_has_the_size(own, size):
+    got = cover(np.full((*own, 3), (1, 2, 3), np.uint8), size)
+    assert got.shape == (*size, 3)
+    assert (got == np.uint8([1, 2, 3])).all()
+
+
+def test_cover_crops_around_the_centre():
+    background = np.zeros((2, 8, 3), np.uint8)
+    background[..., 0] = 30 * np.arange(8)
+    assert np.array_equal(cover(background, (2, 4)), background[:, 2:6])
+    assert np.array_equal(cover(background.transpose(1, 0, 2), (4, 2))[:, 0], background[0, 2:6])
+    # Half as large: a pixel is the mean of four.
+    assert cover(background, (1, 2))[0, :, 0].tolist() == [75, 135]
