@@ -118,11 +118,11 @@ elif [ "$task" = matting ]; then
     cat "$work/matting/report.md"
     say "Cutting a foreground out of an image"
     test_set=data/toy/matting/Test_set
-    for merged in "$test_set"/merged/*.png; do break; done
-    "$PYTHON" -W ignore tools/matte.py "$merged" "$test_set/trimaps/${merged##*/}" \
+    merged=("$test_set"/merged/*.png)
+    "$PYTHON" -W ignore tools/matte.py "${merged[0]}" "$test_set/trimaps/${merged[0]##*/}" \
         --checkpoint "$(cat "$work/matting/sapa-b/seed0/last_checkpoint")" \
         -o "$work/matting/alpha.png" --cutout "$work/matting/cutout.png" \
-        --picture "$work/matting/cutout_beside.png"
+        --picture "$work/matting/matte.png"
 else
     train segformer_sapa-g configs/sapa/segformer_mit-t_sapa-g_1xb8-600_toy-160x160.py
     train segformer_bilinear configs/sapa/segformer_mit-t_bilinear_1xb8-600_toy-160x160.py
