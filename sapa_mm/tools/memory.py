@@ -65,9 +65,10 @@ def estimate_memory(model: BaseModel, size: tuple[int, int]) -> int:
     """Estimate the memory that a matting network takes to predict one image, beyond its weights.
 
     The network runs on tensors without data, and what its tensors take at the worst moment is
-    raised by a tenth. On a CPU the real peak was 3 to 7 % below that, for images of 0.6 to 12 million
-    pixels; for small ones the C library's allocator may keep up to 0.1 GiB more. On GPUs the workspaces of
-    convolutions, which are not counted, depend on the GPU and on cuDNN's settings.
+    raised by a tenth. On a CPU the real peak was 3 to 7 % below that, for images of 0.6 to 12
+    million pixels; for small ones the C library's allocator may keep up to 0.1 GiB more. On GPUs
+    the workspaces of convolutions, which are not counted, depend on the GPU and on cuDNN's
+    settings.
 
     Args:
         model: A `GuidedMattingNet`, on any device.
