@@ -55,6 +55,25 @@ def make_inputs(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.cat([torch.randn(n, 3, h, w), trimap], 1).to(dtype)
 
 
+def build_contrasting(*args, **options):
+    """A network whose alpha leaves [0, 1] on either side, and is often within."""
+    net = build_small(*args, **options).eval()
+    norm, last = net.head[0][1], net.head[1]
+    seen = []
+    handle = norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        net(make_inputs(2, 64, 48))
+        norm.running_mean.fill_(seen[0].mean())
+        norm.running_var.fill_(seen[0].var())
+        norm.weight.fill_(1.0)
+        norm.bias.fill_(1.0)
+        # Together .5, so that this is about the mean.
+        kernel = [[0.1, -0.2, 0.1], [-0.2, 0.8, -0.2], [0.2, -0.2, 0.1]]
+        last.weight.copy_(torch.tensor(kernel))
+    handle.remove()
+    return net
+
+
 def make_sample(trimap: Tensor, training: bool = False) -> BaseDataElement:
     """A sample of the trimap (1, H, W), 0, 128, 255, with random truth if it is to train on."""
     size = tuple(trimap.shape[-2:])

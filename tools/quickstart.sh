@@ -3,7 +3,7 @@
 set -euo pipefail
 if [ "${1:-}" = -h ] || [ "${1:-}" = --help ]; then
     cat <<'HELP'
-usage: bash tools/quickstart.sh [--depth | --with-detection] [--line upstream|onedl]
+usage: bash tools/quickstart.sh [--depth | --matting | --with-detection] [--line upstream|onedl]
 
 Installs everything into .venv (or into the active environment), makes a toy dataset in data/toy,
 trains a tiny SegFormer twice for the same number of iterations, with SAPA-G and with bilinear
@@ -14,6 +14,9 @@ work_dirs/quickstart to train anew.
   --depth           trains a tiny BTS, which estimates depth, in place of the SegFormer, with SAPA-B
                     and with nearest upsampling; the report of both, and pictures, are in
                     work_dirs/quickstart/depth.
+  --matting         trains a tiny matting network in place of the SegFormer, with SAPA-B and with
+                    bilinear upsampling, and cuts a foreground out of a test image; the report of
+                    both, pictures, alpha and the cut-out are in work_dirs/quickstart/matting.
   --with-detection  also installs mmdetection, and mmcv with its operators, which takes a C++ compiler
                     and 6 to 15 minutes more, and trains a tiny Faster R-CNN with SAPA-B for some
                     iterations.
@@ -25,33 +28,39 @@ HELP
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tools/_setup.sh
-part=seg
-task=segmentation
+chosen=
 while [ $# -gt 0 ]; do
     case "$1" in
-    --depth) task=depth ;;
-    --with-detection) part=det ;;
+    --depth | --matting | --with-detection)
+        if [ -n "$chosen" ] && [ "$chosen" != "$1" ]; then
+            echo "quickstart.sh: expected $chosen or $1, got both (try --help)" >&2
+            exit 2
+        fi
+        chosen=$1
+        ;;
     --line)
         set_line "${2:-}"
         shift
         ;;
     *)
-        echo "quickstart.sh: expected --depth, --with-detection or --line LINE, got: $1 (try --help)" >&2
+        echo "quickstart.sh: expected --depth, --matting, --with-detection or --line LINE, got: $1 (try --help)" >&2
         exit 2
         ;;
     esac
     shift
 done
-if [ "$part" = det ] && [ "$task" = depth ]; then
-    echo "quickstart.sh: expected --depth or --with-detection, got both (try --help)" >&2
-    exit 2
-fi
+part=seg
+task=segmentation
+case "$chosen" in
+--with-detection) part=det ;;
+--depth | --matting) task=${chosen#--} ;;
+esac
 install_everything tools "$part"
 
 work=work_dirs/quickstart
 
 layouts=(ade coco)
-[ "$task" = segmentation ] || layouts=(depth)
+[ "$task" = segmentation ] || layouts=("$task")
 if [ ! -d "data/toy/${layouts[0]}" ]; then
     say "Making the toy dataset in data/toy"
     # Apart, as what was made for the other task stays as it is.
@@ -102,6 +111,18 @@ if [ "$task" = depth ]; then
     "$PYTHON" -W ignore tools/compare.py configs/bts/bts-tiny_r18_nearest_1xb8-500_toy-160x160.py \
         --upsamplers nearest,sapa-b --seeds 0 --jobs 2 --work-dir "$work/depth"
     cat "$work/depth/report.md"
+elif [ "$task" = matting ]; then
+    say "Training and comparing a tiny matting network"
+    "$PYTHON" -W ignore tools/compare.py configs/matting/matting-tiny_bilinear_1xb8-400_toy-96x96.py \
+        --upsamplers bilinear,sapa-b --seeds 0 --jobs 2 --work-dir "$work/matting"
+    cat "$work/matting/report.md"
+    say "Cutting a foreground out of an image"
+    test_set=data/toy/matting/Test_set
+    merged=("$test_set"/merged/*.png)
+    "$PYTHON" -W ignore tools/matte.py "${merged[0]}" "$test_set/trimaps/${merged[0]##*/}" \
+        --checkpoint "$(cat "$work/matting/sapa-b/seed0/last_checkpoint")" \
+        -o "$work/matting/alpha.png" --cutout "$work/matting/cutout.png" \
+        --picture "$work/matting/matte.png"
 else
     train segformer_sapa-g configs/sapa/segformer_mit-t_sapa-g_1xb8-600_toy-160x160.py
     train segformer_bilinear configs/sapa/segformer_mit-t_bilinear_1xb8-600_toy-160x160.py

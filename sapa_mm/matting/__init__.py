@@ -9,14 +9,16 @@ with require('OpenCV', __name__, 'opencv-python-headless'):
 
 from .backbone import MattingResNet
 from .dataset import CompositionDataset
-from .files import (
-    UNKNOWN,
-    read_alpha,
-    read_image,
-    read_trimap,
-)
+from .files import UNKNOWN, read_alpha, read_image, read_trimap
+from .foreground_colors import compose, cover, estimate_foreground
 from .foregrounds import AddForeground, JitterForeground, RandomAffineForeground, ResizeSquare
-from .inference import predict_alpha, trimap_sample
+from .inference import (
+    predict_alpha,
+    predict_reduced,
+    reduce_trimap,
+    reduced_size,
+    trimap_sample,
+)
 from .loss import alpha_loss, composition_loss
 from .metric import MattingMetric, connectivity_error, gradient_error, mse, sad
 from .network import GuidedMattingNet
@@ -40,14 +42,20 @@ __all__ = [
     'RandomAffineForeground',
     'ResizeSquare',
     'alpha_loss',
+    'compose',
     'composition_loss',
     'connectivity_error',
+    'cover',
+    'estimate_foreground',
     'gradient_error',
     'mse',
     'predict_alpha',
+    'predict_reduced',
     'read_alpha',
     'read_image',
     'read_trimap',
+    'reduce_trimap',
+    'reduced_size',
     'sad',
     'trimap_sample',
 ]

@@ -43,6 +43,7 @@ TOOLS = {
     'swap': Tool('swap:main', 'write a config that is another one with an upsampler'),
     'visualize': Tool('visualize:main', 'draw what every upsampler of a trained model does'),
     'superpixels': Tool('superpixels:main', 'draw superpixels, or curves of their accuracy'),
+    'matte': Tool('matte:main', 'cut a foreground out of an image, given its trimap'),
     'export': Tool('export:main', 'write a model or an upsampler to ONNX or torch.export'),
     'complexity': Tool('complexity:main', 'count parameters and FLOPs, and those of every step'),
     'benchmark': Tool('benchmark:main', 'time and check the operators, or whole models'),

@@ -101,8 +101,10 @@ def load_model(cfg: Config, checkpoint: str | Path, device: str | torch.device) 
     try:
         model = init_model(cfg, str(checkpoint), device)
         # The framework's function has built the model and loads what fits, so it is loaded again.
+        # Published segmentors and detectors may have heads for other classes; mattes have none.
+        options = dict(map_location='cpu', logger='silent', strict=is_matting(cfg))
         with upsamplers_loaded(model, checkpoint, str(cfg.filename)):
-            load_checkpoint(model, str(checkpoint), map_location='cpu', logger='silent')
+            load_checkpoint(model, str(checkpoint), **options)
     except ToolError:
         raise
     except pickle.UnpicklingError as error:

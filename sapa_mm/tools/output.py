@@ -21,6 +21,11 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda part: part.write_text(text, encoding='utf-8'))
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    write_atomically(path, lambda part: part.write_bytes(data))
+
+
 def write_json(path: Path, record: object) -> None:
     """Write a record as JSON, whole or not at all."""
     write_text(path, json.dumps(record, indent=2) + '\n')

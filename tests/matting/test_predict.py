@@ -14,6 +14,7 @@ from testing_matting import (
     MAX_POOL,
     PAIRED,
     SAPA,
+    build_contrasting,
     build_small,
     make_inputs,
     make_sample,
@@ -25,25 +26,6 @@ from sapa_mm.matting import MattingPreprocessor
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 SIZES = [(37, 51), (16, 32), (17, 16), (5, 9), (33, 3), (1, 20), (2, 1), (1, 1)]
-
-
-def build_contrasting(*args, **options):
-    """A network whose alpha leaves [0, 1] on either side, and is often within."""
-    net = build_small(*args, **options).eval()
-    norm, last = net.head[0][1], net.head[1]
-    seen = []
-    handle = norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    with torch.no_grad():
-        net(make_inputs(2, 64, 48))
-        norm.running_mean.fill_(seen[0].mean())
-        norm.running_var.fill_(seen[0].var())
-        norm.weight.fill_(1.0)
-        norm.bias.fill_(1.0)
-        # Together .5, so that this is about the mean.
-        kernel = [[0.1, -0.2, 0.1], [-0.2, 0.8, -0.2], [0.2, -0.2, 0.1]]
-        last.weight.copy_(torch.tensor(kernel))
-    handle.remove()
-    return net
 
 
 def alone(net, inputs, sample):

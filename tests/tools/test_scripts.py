@@ -31,11 +31,12 @@ def test_help_does_nothing_but_explain(script):
 def test_quickstart_refuses_other_arguments():
     result = bash(str(TOOLS / 'quickstart.sh'), '--with-detection', '--quick')
     assert result.returncode == 2
-    sentence = 'expected --depth, --with-detection or --line LINE, got: --quick'
+    sentence = 'expected --depth, --matting, --with-detection or --line LINE, got: --quick'
     assert sentence in result.stderr
-    result = bash(str(TOOLS / 'quickstart.sh'), '--with-detection', '--depth')
-    assert result.returncode == 2
-    assert 'expected --depth or --with-detection, got both' in result.stderr
+    for pair in (('--with-detection', '--depth'), ('--matting', '--depth')):
+        result = bash(str(TOOLS / 'quickstart.sh'), *pair)
+        assert result.returncode == 2
+        assert f'expected {pair[0]} or {pair[1]}, got both' in result.stderr
 
 
 def test_a_line_stands_before_what_pytest_gets():
