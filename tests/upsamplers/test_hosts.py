@@ -22,10 +22,11 @@ HOSTS = {
     'TransformerEncoderPixelDecoder': GuidedType('GuidedTransformerEncoderPixelDecoder', ()),
     'MSDeformAttnPixelDecoder': GuidedType('GuidedMSDeformAttnPixelDecoder', ()),
 }
-# mmseg has no BTS and no SegNet, so that these hosts stand for themselves.
+# The frameworks have no BTS, SegNet or matting, so that these hosts stand for themselves.
 OWN = {
     'GuidedBTSHead': GuidedType('GuidedBTSHead', ()),
     'SegNetHead': GuidedType('SegNetHead', ()),
+    'GuidedMattingNet': GuidedType('GuidedMattingNet', (), pairs=True),
 }
 REFUSED = [(stock, name) for stock, host in HOSTS.items() for name in host.refuses]
 
