@@ -63,14 +63,7 @@ layouts=(ade coco)
 [ "$task" = segmentation ] || layouts=("$task")
 if [ ! -d "data/toy/${layouts[0]}" ]; then
     say "Making the toy dataset in data/toy"
-    # Apart, as what was made for the other task stays as it is.
-    "$PYTHON" tools/make_toy_dataset.py --out data/toy.part --force --layouts "${layouts[@]}"
-    if [ -d data/toy ]; then
-        mv "${layouts[@]/#/data/toy.part/}" data/toy/
-        rm -r data/toy.part
-    else
-        mv data/toy.part data/toy
-    fi
+    "$PYTHON" tools/make_toy_dataset.py --out data/toy --layouts "${layouts[@]}"
 fi
 
 # Progress and results; the log in the work_dir has everything.

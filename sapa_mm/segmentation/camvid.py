@@ -26,6 +26,7 @@ class CamVidDataset(PairedImageDataset):
     Raises:
         FileNotFoundError: When the data are loaded: a folder is missing or empty, or an image or a
             label map has no partner.
+        ValueError: When the data are loaded: of 32 pairs one has two sizes.
     """
 
     METAINFO: ClassVar[dict] = dict(

@@ -2,10 +2,13 @@
 
 from pathlib import PurePath
 
+import mmcv
 from mmengine import fileio
 from mmseg.datasets import BaseSegDataset
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
+#: So many pairs, evenly spaced, have their sizes compared.
+COMPARED = 32
 
 
 class PairedImageDataset(BaseSegDataset):
@@ -19,8 +22,12 @@ class PairedImageDataset(BaseSegDataset):
     Raises:
         FileNotFoundError: When the data are loaded: a folder is missing or empty, or an image or a
             label map has no partner.
-        ValueError: When the data are loaded: images of several suffixes.
+        ValueError: When the data are loaded: images of several suffixes, or of 32 pairs one with
+            two sizes.
     """
+
+    #: What the message about a pair with two sizes ends in.
+    mismatch = 'they have to belong together, pixel by pixel'
 
     def __init__(self, img_suffix: str | None = None, **kwargs: object):
         super().__init__(img_suffix=img_suffix, **kwargs)
@@ -39,7 +46,27 @@ class PairedImageDataset(BaseSegDataset):
             labels = self._stems('seg_map_path', self.seg_map_suffix)
             self._check_partners('label map', images, 'seg_map_path', labels, self.seg_map_suffix)
             self._check_partners('image', labels, 'img_path', images, self.img_suffix)
-        return super().load_data_list()
+        data_list = super().load_data_list()
+        for info in data_list[:: -(-len(data_list) // COMPARED)]:
+            self._check_sizes(info)
+        return data_list
+
+    def _check_sizes(self, info: dict) -> None:
+        """Raise ValueError unless an image and its labels have one size."""
+        if 'seg_map_path' not in info:
+            return
+        image, labels = (self._size(info[key]) for key in ('img_path', 'seg_map_path'))
+        if image != labels:
+            raise ValueError(
+                f"data_prefix: expected labels of {image} pixels for '{info['img_path']}', got "
+                f"{labels} in '{info['seg_map_path']}': {self.mismatch}"
+            )
+
+    def _size(self, path: str) -> tuple[int, int]:
+        """Return height and width of the image in a file."""
+        data = fileio.get(path, backend_args=self.backend_args)
+        height, width = mmcv.imfrombytes(data, flag='unchanged', backend='pillow').shape[:2]
+        return height, width
 
     def _stems(self, key: str, suffix: str | tuple[str, ...]) -> dict[str, str]:
         """Return the stem of every file in a folder, below it, to its suffix."""

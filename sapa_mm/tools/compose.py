@@ -1,6 +1,6 @@
 """Merge foregrounds with backgrounds to the test set of Composition-1k, or to one like it.
 
-  %(prog)s FG ALPHA BG --out data/adobe/Test_set --fg-names fg.txt --bg-names bg.txt
+  %(prog)s FG ALPHA BG --out data/composition1k/Test_set --fg-names fg.txt --bg-names bg.txt
 
 Foreground i is put on the backgrounds 20 i to 20 i + 19, in the order of the names. The published
 figures are of the lists of names that come with Adobe's data; without them names are sorted, and

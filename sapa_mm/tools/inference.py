@@ -177,10 +177,14 @@ def predict(
     """
     cfg = model.cfg
     assert isinstance(cfg, Config)
-    if is_matting(cfg) != (trimap is not None):
-        got = 'a trimap' if trimap is not None else 'an image without a trimap'
+    if is_matting(cfg) and trimap is None:
         raise ToolError(
-            f'expected a trimap for a GuidedMattingNet alone, got {got} for {type_name(cfg.model)}'
+            'CONFIG: a matting network needs the trimap of every image, which `sapa-mm visualize` '
+            'takes by --trimaps and `sapa-mm matte` as TRIMAP'
+        )
+    if trimap is not None and not is_matting(cfg):
+        raise ToolError(
+            f'--trimaps: expected a GuidedMattingNet, which takes them, got {type_name(cfg.model)}'
         )
     if trimap is not None:
         # Not above: it needs mmengine's models, which --help does without.

@@ -1,6 +1,6 @@
 r"""Draw how well superpixels fit the truth over their number, on the test images of BSDS500.
 
-  %(prog)s --data-root data/BSDS500 --slic \
+  %(prog)s --data-root data/bsds500 --slic \
       --model SSN CONFIG CHECKPOINT --model HCSSN CONFIG CHECKPOINT \
       --numbers 100 200 300 400 500 600 --out curve.png --json curve.json
 

@@ -1,7 +1,7 @@
 """Draw the superpixels that a model finds in images, at every level; or curves of measures.
 
   %(prog)s CONFIG CHECKPOINT image.jpg another.jpg --out superpixels.png
-  %(prog)s --curve --slic --model SSN CONFIG CHECKPOINT --data-root data/BSDS500
+  %(prog)s --curve --slic --model SSN CONFIG CHECKPOINT --data-root data/bsds500
 
 Each row of the first's picture is an image, alone and under the boundaries of the superpixels of
 every level. CONFIG is a segmentor of mmseg whose backbone is HCResNet, with the clusters of every
@@ -97,14 +97,20 @@ def find_superpixels(model: nn.Module, image: np.ndarray) -> dict[str, np.ndarra
     Raises:
         ToolError: The model predicts none.
     """
-    found = predict(model, image).get('pred_superpixels')
+    try:
+        found = predict(model, image).get('pred_superpixels')
+    except ValueError as error:
+        raise ToolError(str(error)) from error
     if found is None:
         raise ToolError(
             'CONFIG: expected SSN or an EncoderDecoder with HCResNet, got '
             f'{type(model).__name__}, which predicts no superpixels'
         )
     if 'numbers' in found:
-        titles = [f'{number} superpixels' for number in found.numbers]
+        titles = [
+            f'asked for {number}: {len(np.unique(labels))}'
+            for number, labels in zip(found.numbers, found.data.cpu().numpy(), strict=True)
+        ]
     else:
         titles = [f'clusters of stride {stride}' for stride in found.strides]
     return dict(zip(titles, found.data.cpu().numpy(), strict=True))

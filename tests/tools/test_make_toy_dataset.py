@@ -276,11 +276,45 @@ def test_existing_output_is_refused_and_replaced_only_by_force(tmp_path, capsys)
     assert toy.main(command) == 0
     before = contents(out)
     assert toy.main([*command, '--seed', '5']) == 1
-    assert 'pass --force to replace it' in capsys.readouterr().err
+    assert 'has ade and coco: pass --force to replace that' in capsys.readouterr().err
     assert contents(out) == before
     assert toy.main([*command, '--seed', '5', '--force']) == 0
     assert contents(out) != before
     assert [path.name for path in tmp_path.iterdir()] == ['toy']
+
+
+def test_layouts_are_added_and_replaced_one_by_one(tmp_path):
+    out = tmp_path / 'toy'
+    command = ['--out', str(out), '--num-train', '1', '--num-val', '1', '--size', '64']
+    assert toy.main([*command, '--layouts', 'ade']) == 0
+    first = contents(out)
+    assert toy.main([*command, '--layouts', 'bsds', '--seed', '5']) == 0
+    both = contents(out)
+    assert {name: both[name] for name in first if name != toy.MARKER} == {
+        name: data for name, data in first.items() if name != toy.MARKER
+    }
+    assert any(name.startswith('bsds/') for name in both)
+    record = json.loads(both[toy.MARKER])
+    assert [record[layout]['seed'] for layout in ('ade', 'bsds')] == [0, 5]
+    # Being asked to replace one of them leaves the other alone.
+    assert toy.main([*command, '--layouts', 'ade', '--seed', '7']) == 1
+    assert contents(out) == both
+    assert toy.main([*command, '--layouts', 'ade', '--seed', '7', '--force']) == 0
+    after = contents(out)
+    changed = {name.partition('/')[0] for name in both if both[name] != after.get(name)}
+    assert changed == {'ade', toy.MARKER}
+    assert [path.name for path in tmp_path.iterdir()] == ['toy']
+
+
+def test_what_was_kept_survives_a_run_that_was_killed_while_moving_it(tmp_path):
+    out, backup = tmp_path / 'toy', tmp_path / '.toy.old'
+    command = ['--num-train', '1', '--num-val', '1', '--size', '64', '--layouts']
+    assert toy.main(['--out', str(backup), *command, 'ade']) == 0
+    assert toy.main(['--out', str(out), *command, 'bsds']) == 0
+    assert toy.main(['--out', str(out), *command, 'depth']) == 0
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ['ade', 'bsds', 'depth', toy.MARKER]
+    assert not backup.exists()
 
 
 def test_force_never_replaces_a_foreign_folder(tmp_path, capsys):

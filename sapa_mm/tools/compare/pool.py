@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from ..errors import ToolError
 from .display import Display
 from .processes import Processes
+from .report import METRICS
 from .runs import Run, execute
 
 
@@ -69,7 +70,10 @@ class Pool:
         try:
             with self._display.bar(run.name) as advance:
                 result = execute(run, slot, advance, self._processes)
-                shown = ', '.join(f'{key} {value:.2f}' for key, value in result['metrics'].items())
+                shown = ', '.join(
+                    f'{key} {value:.{METRICS[key].decimals if key in METRICS else 2}f}'
+                    for key, value in result['metrics'].items()
+                )
                 self._display.say(f'{run.name}: {shown}')
         except ToolError as error:
             if not self._processes.stopped:

@@ -239,7 +239,7 @@ def write_report(
         plot(path, done, metrics[0])
         files.append(path)
         lines += [f'![{METRICS[metrics[0]].label} over the cost of an image]({path.name})', '']
-        for metric in metrics[:3]:
+        for metric in metrics[:4]:
             lines += [*comparisons(variants, metric), '']
         lines += ['## Every seed', '']
         for metric in metrics:

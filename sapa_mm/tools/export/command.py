@@ -1,4 +1,4 @@
-"""Export a model of mmsegmentation, or one upsampler alone, to ONNX or to a torch.export program.
+"""Export a model, or one upsampler alone, to ONNX or to a torch.export program.
 
   %(prog)s CONFIG CHECKPOINT --out model.onnx
   %(prog)s CONFIG CHECKPOINT --out model.pt2 --size 512 1024

@@ -227,7 +227,7 @@ def _tidy(out: Path) -> None:
     backup = out.parent / f'.{out.name}.old'
     if backup.exists():
         if out.exists():
-            shutil.rmtree(backup)
+            _keep_others(backup, out)
         else:
             backup.rename(out)
     for build in out.parent.glob(f'.{glob.escape(out.name)}.building-*'):
@@ -237,23 +237,39 @@ def _tidy(out: Path) -> None:
             os.close(descriptor)
 
 
-def _check_out(out: Path, force: bool) -> None:
-    """Raise FileExistsError if `out` may not be written or replaced."""
+def _keep_others(backup: Path, out: Path) -> None:
+    """Move the layouts of an older dataset that a newer one lacks to that, and remove the rest."""
+    marker = backup / MARKER  # an empty folder has none
+    before = json.loads(marker.read_text()) if marker.is_file() else {}
+    now = json.loads((out / MARKER).read_text())
+    for layout in LAYOUTS:
+        if (backup / layout).is_dir() and not (out / layout).exists():
+            (backup / layout).rename(out / layout)
+            if layout in before:
+                now[layout] = before[layout]
+    write_json(out / MARKER, now)
+    shutil.rmtree(backup, ignore_errors=True)
+
+
+def _check_out(out: Path, layouts: Sequence[str], force: bool) -> None:
+    """Raise FileExistsError if these layouts may not be written in `out`, or replaced there."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / MARKER).is_file():
         raise FileExistsError(
             f'--out {out} exists and was not made by this tool: remove it or name another folder'
         )
-    if not force:
+    there = [layout for layout in layouts if (out / layout).exists()]
+    if there and not force:
         raise FileExistsError(
-            f'--out {out} exists: pass --force to replace it or name another folder'
+            f'--out {out} has {" and ".join(there)}: pass --force to replace that or name another '
+            'folder'
         )
 
 
 @contextlib.contextmanager
-def _replacing(out: Path, force: bool) -> Iterator[Path]:
-    """Give a folder to build in, which takes the place of `out` if all goes well."""
+def _replacing(out: Path, layouts: Sequence[str], force: bool) -> Iterator[Path]:
+    """Give a folder to build in, whose layouts go to `out`, beside others, if all goes well."""
     out.parent.mkdir(parents=True, exist_ok=True)
     build = out.parent / f'.{out.name}.building-{secrets.token_hex(4)}'
     backup = out.parent / f'.{out.name}.old'
@@ -261,12 +277,12 @@ def _replacing(out: Path, force: bool) -> Iterator[Path]:
     try:
         with _locked(out.parent):
             _tidy(out)
-            _check_out(out, force)
+            _check_out(out, layouts, force)
             build.mkdir()
             lock = _try_lock(build)
         yield build
         with _locked(out.parent):
-            _check_out(out, force)
+            _check_out(out, layouts, force)
             if out.exists():
                 out.rename(backup)
             try:
@@ -276,7 +292,7 @@ def _replacing(out: Path, force: bool) -> Iterator[Path]:
                     backup.rename(out)
                 raise
             if backup.exists():
-                shutil.rmtree(backup, ignore_errors=True)
+                _keep_others(backup, out)
     finally:
         shutil.rmtree(build, ignore_errors=True)
         if lock is not None:
@@ -293,7 +309,8 @@ def make_dataset(
     """Generate the dataset.
 
     It is built in a hidden folder beside `out` and renamed at the end. Whatever goes wrong
-    before, nothing new is left and an older dataset stays as it was.
+    before, nothing new is left and an older dataset stays as it was. Other layouts that are in
+    `out` stay there.
 
     Args:
         out: Folder to make.
@@ -310,9 +327,9 @@ def make_dataset(
             given.
     """
     out = Path(out).resolve()
-    _check_out(out, force)
+    _check_out(out, options.layouts, force)
     counts = Statistics()
-    with _replacing(out, force) as build:
+    with _replacing(out, options.layouts, force) as build:
 
         def numbers(
             split: str, what: str, stream: int
@@ -356,7 +373,7 @@ def make_dataset(
             for split in ('train', 'val'):
                 foregrounds = numbers(split, 'foregrounds', 6)
                 counts.partial += write_matting(build, split, options.size, foregrounds)
-        write_json(build / MARKER, dataclasses.asdict(options))
+        write_json(build / MARKER, dict.fromkeys(options.layouts, dataclasses.asdict(options)))
     return counts
 
 
@@ -454,7 +471,7 @@ def parse_args(
         default=SEGMENTATION_LAYOUTS,
         help='what to write (ade and coco)',
     )
-    add('--force', action='store_true', help='replace a dataset that this tool made in --out')
+    add('--force', action='store_true', help='replace layouts that this tool made in --out')
     args = parser.parse_args(argv)
     size = tuple(args.size * 2 if len(args.size) == 1 else args.size)
     try:
@@ -468,15 +485,15 @@ def parse_args(
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run the tool and return its exit status."""
     args, options = parse_args(argv, prog)
-    console = Console()
+    name, console = prog or Path(sys.argv[0]).name, Console()
     with StopSignals() as signals:
         try:
             counts = make_dataset(args.out, options, args.force, signals.check, console)
         except OSError as error:
-            print(f'make_toy_dataset: {error}', file=sys.stderr)
+            print(f'{name}: {error}', file=sys.stderr)
             return 1
         except StopRequested as stop:
-            print(f'make_toy_dataset: {stop}: {args.out} is as it was before', file=sys.stderr)
+            print(f'{name}: {stop}: {args.out} is as it was before', file=sys.stderr)
             return 128 + stop.signum
     print_summary(args.out, options, counts, console)
     return 0
