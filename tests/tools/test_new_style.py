@@ -27,7 +27,7 @@ from sapa_mm.tools.complexity import command as complexity
 from sapa_mm.tools.complexity.count import count
 from sapa_mm.tools.configs import read_config
 from sapa_mm.tools.errors import ToolError
-from sapa_mm.tools.export.subjects import read_segmentor
+from sapa_mm.tools.export.subjects import read_model
 from sapa_mm.tools.new_style import base_module, framework_of, registered_name
 from sapa_mm.tools.predictions import draw_predictions
 
@@ -296,12 +296,12 @@ def test_export_builds_the_same(folder, tmp_path):
     image = torch.randn(1, 3, 64, 64)
     logits = []
     for config in (TEXTS['guided_segmentor'], folder / 'guided_segmentor.py'):
-        subject, size = read_segmentor(str(config), weights, None)
+        subject, size = read_model(str(config), weights, None)
         assert size == (160, 160)
         logits.append(subject.model(image))
     assert torch.equal(*logits)
     with pytest.raises(ToolError, match='mmdet, FasterRCNN; detectors are not exported'):
-        read_segmentor(str(folder / 'detector.py'), None, None)
+        read_model(str(folder / 'detector.py'), None, None)
 
 
 def test_compare_writes_the_same_variants(folder, tmp_path):

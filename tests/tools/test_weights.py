@@ -11,7 +11,7 @@ from torch import nn
 
 from sapa_mm.tools.configs import read_config
 from sapa_mm.tools.errors import ToolError
-from sapa_mm.tools.export.subjects import read_segmentor
+from sapa_mm.tools.export.subjects import read_model
 from sapa_mm.tools.inference import load_model
 from sapa_mm.tools.weights import upsamplers_loaded, upsamplers_loaded_by_runners
 from sapa_mm.upsamplers import build_steps
@@ -67,7 +67,7 @@ CONFIG = 'sapa_mm::sapa/segformer_mit-t_sapa-g_1xb8-600_toy-160x160.py'
     'read',
     [
         lambda path: load_model(read_config(CONFIG), path, 'cpu'),
-        lambda path: read_segmentor(CONFIG, path, None),
+        lambda path: read_model(CONFIG, path, None),
     ],
     ids=['predictions', 'export'],
 )
