@@ -131,6 +131,21 @@ class GuidedMattingNet(GuidedHost, BaseModel):
             conv_norm_act(outs[-1], 1), nn.Conv2d(1, 1, 3, padding=1, bias=False)
         )
 
+    def init_weights(self) -> None:
+        """Initialize as ``init_cfg`` says, and let the last convolution begin with a sum from 0 up.
+
+        It sees normalized values of which a leaky ReLU leaves the positive ones. If its weights
+        have a negative sum, alpha begins below 0, and training may stay there. Both signs are
+        equally probable, and stand for the same function of what is before it.
+        """
+        configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
+        anew = not self.is_init and all(cfg['type'] != 'Pretrained' for cfg in configs)
+        BaseModel.init_weights(self)
+        if anew:
+            with torch.no_grad():
+                *_, last = self.head.parameters()
+                last *= 1 if last.sum() >= 0 else -1
+
     def estimate(self, inputs: Tensor) -> Tensor:
         """Estimate alpha.
 

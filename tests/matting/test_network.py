@@ -398,6 +398,28 @@ def test_autocast(upsample_cfg, downsample_cfg, dtype):
         assert saturated or parameter.grad.any(), name
 
 
+@pytest.mark.parametrize('seed', range(4))
+def test_the_last_convolution_begins_with_a_positive_sum(seed):
+    torch.manual_seed(seed)
+    net = build_small()
+    net.init_weights()
+    assert net.head[1].weight.sum() >= 0
+    assert net.head[1].weight.min() < 0  # the kernel as a whole has another sign, or none
+    with torch.no_grad():
+        net.head[1].weight.neg_()
+    net.init_weights()  # it does nothing the second time
+    assert net.head[1].weight.sum() <= 0
+
+
+def test_a_published_last_convolution_keeps_its_sign(tmp_path):
+    weights = build_small().state_dict()
+    weights['head.1.weight'] = -weights['head.1.weight'].abs()
+    torch.save(weights, tmp_path / 'net.pth')
+    net = build_small(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'net.pth')))
+    net.init_weights()
+    assert net.head[1].weight.equal(weights['head.1.weight'])
+
+
 def test_initialization():
     net = GuidedMattingNet(dict(type='SAPA'))
     net.init_weights()
