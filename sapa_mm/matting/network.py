@@ -141,10 +141,10 @@ class GuidedMattingNet(GuidedHost, BaseModel):
         configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
         anew = not self.is_init and all(cfg['type'] != 'Pretrained' for cfg in configs)
         BaseModel.init_weights(self)
-        if anew:
+        *_, last = self.head.parameters()
+        if anew and last.sum() < 0:
             with torch.no_grad():
-                *_, last = self.head.parameters()
-                last *= 1 if last.sum() >= 0 else -1
+                last.neg_()
 
     def estimate(self, inputs: Tensor) -> Tensor:
         """Estimate alpha.
