@@ -1,7 +1,8 @@
 # What `sapa-mm toy-data --layouts matting` makes.
+_base_ = 'composition1k_512x512.py'
+
 data_root = 'data/toy/matting'
 crop_size = (96, 96)
-
 train_pipeline = [
     dict(type='LoadComposition'),
     dict(type='AddForeground', prob=0.5),
@@ -13,33 +14,11 @@ train_pipeline = [
     dict(type='Composite'),
     dict(type='PackMatting'),
 ]
-test_pipeline = [dict(type='LoadComposition'), dict(type='PackMatting')]
-
 train_dataloader = dict(
     batch_size=8,
     num_workers=0,
     persistent_workers=False,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
-    dataset=dict(
-        type='CompositionDataset',
-        data_root=data_root,
-        data_prefix=dict(fg='Training_set/fg', alpha='Training_set/alpha', bg='Training_set/bg'),
-        pipeline=train_pipeline,
-    ),
+    dataset=dict(data_root=data_root, pipeline=train_pipeline),
 )
-val_dataloader = dict(
-    batch_size=1,
-    num_workers=0,
-    persistent_workers=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='CompositionDataset',
-        data_root=data_root,
-        data_prefix=dict(img='Test_set/merged', alpha='Test_set/alpha', trimap='Test_set/trimaps'),
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
-)
-test_dataloader = val_dataloader
-val_evaluator = dict(type='MattingMetric')
-test_evaluator = val_evaluator
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root))
+test_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root))
