@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -232,3 +233,9 @@ def check_against_reference(
         assert got.dtype == inputs[0].dtype, f'{what} is {got.dtype}'
         margin = border_margin(got.shape[-2:], low, kwargs['kernel_size'])
         assert_close_to_reference(got, exact, margin=margin, floor=floor, what=what)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its path there."""
+    files = sorted(path for path in folder.rglob('*') if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}

@@ -117,8 +117,8 @@ def load_model(cfg: Config, checkpoint: str | Path, device: str | torch.device) 
 def init_model(cfg: Config, checkpoint: str, device: str | torch.device) -> nn.Module:
     """Build a config's model by the framework's own function, if it has one; see `load_model`."""
     if is_matting(cfg):
+        # `load_model` loads the weights, which the frameworks' functions do here as well.
         model = build(cfg).to(device)
-        load_checkpoint(model, checkpoint, map_location='cpu', logger='silent')
         model.cfg = cfg
         return model
     if cfg.default_scope == 'mmseg':

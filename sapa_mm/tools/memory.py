@@ -8,17 +8,18 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.model import BaseModel
-from mmengine.structures import BaseDataElement, PixelData
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from ..matting import trimap_sample
+from ..matting.network import STRIDE
 
 GIB = 2**30
 #: What allocators and convolutions take beyond the tensors, as a factor.
 ALLOWANCE = 1.1
-# A suggested size is a multiple of this, which is the stride of the encoder.
-STRIDE = 16
 
 
 class LiveStorages(TorchDispatchMode):
@@ -79,13 +80,10 @@ def estimate_memory(model: BaseModel, size: tuple[int, int]) -> int:
     """
     height, width = size
     network = copy.deepcopy(model).to('meta').eval()
+    sample = trimap_sample(np.empty(size, np.uint8))
     with LiveStorages() as storages, torch.no_grad():
         inputs = torch.empty(1, 4, height, width, device='meta')
-        sample = BaseDataElement(metainfo=dict(img_shape=size, ori_shape=size))
-        sample.trimap = PixelData(
-            data=torch.empty(1, height, width, dtype=torch.uint8, device='meta')
-        )
-        network(inputs, [sample], mode='predict')
+        network(inputs, [sample.to('meta')], mode='predict')
     return int(ALLOWANCE * storages.peak)
 
 

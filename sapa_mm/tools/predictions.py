@@ -1,6 +1,6 @@
 """Draws what trained models predict for the images of their test."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,20 @@ def draw_predictions(path: Path, models: Models, count: int, device: str) -> Non
         write_atomically(path, lambda part: draw(part, models, dataset, samples, device))
 
 
+def _read_images(samples: Sequence[BaseDataElement]) -> list[np.ndarray]:
+    """Read the images of data samples, (H, W, 3), BGR."""
+    return read_images([Path(sample.img_path) for sample in samples])
+
+
+def _predict(
+    models: Models, device: str, *inputs: Sequence[np.ndarray]
+) -> Iterator[tuple[str, list[BaseDataElement]]]:
+    """Yield each model's title and its predictions; ``inputs`` are as `predict` takes them."""
+    for title, (cfg, checkpoint) in models.items():
+        model = load_model(cfg, checkpoint, device)
+        yield title, [predict(model, *given) for given in zip(*inputs, strict=True)]
+
+
 def _draw_segmentations(
     path: Path,
     models: Models,
@@ -63,11 +77,10 @@ def _draw_segmentations(
     def classes_of(data: BaseDataElement) -> np.ndarray:
         return data.data[0].cpu().numpy().astype(np.uint8)
 
-    images = read_images([Path(sample.img_path) for sample in samples])
+    images = _read_images(samples)
     columns: Columns = {'truth': [classes_of(sample.gt_sem_seg) for sample in samples]}
-    for title, (cfg, checkpoint) in models.items():
-        model = load_model(cfg, checkpoint, device)
-        columns[title] = [classes_of(predict(model, image).pred_sem_seg) for image in images]
+    for title, found in _predict(models, device, images):
+        columns[title] = [classes_of(sample.pred_sem_seg) for sample in found]
     classes, palette = dataset.metainfo['classes'], dataset.metainfo['palette']
     if len(classes) <= FEW_CLASSES:
         colours = colormaps['tab20'](np.arange(len(classes)))
@@ -88,12 +101,12 @@ def _draw_depths(
     def depth_of(data: PixelData) -> np.ndarray:
         return data.data[0].float().cpu().numpy()
 
-    images = read_images([Path(sample.img_path) for sample in samples])
+    images = _read_images(samples)
     truths = [depth_of(sample.gt_depth_map) for sample in samples]
-    columns = {}
-    for title, (cfg, checkpoint) in models.items():
-        model = load_model(cfg, checkpoint, device)
-        columns[title] = [depth_of(predict(model, image).pred_depth_map) for image in images]
+    columns = {
+        title: [depth_of(sample.pred_depth_map) for sample in found]
+        for title, found in _predict(models, device, images)
+    }
     shown = [image[..., ::-1] for image in images]
     draw_depths(path, shown, columns, truths, find_edges=depth_edges)
 
@@ -108,15 +121,12 @@ def _draw_mattes(
     def plane(data: PixelData) -> np.ndarray:
         return data.data[0].cpu().numpy()
 
-    images = read_images([Path(sample.img_path) for sample in samples])
+    images = _read_images(samples)
     trimaps = [plane(sample.trimap) for sample in samples]
-    columns: dict[str, Sequence[np.ndarray]] = {}
-    for title, (cfg, checkpoint) in models.items():
-        model = load_model(cfg, checkpoint, device)
-        columns[title] = [
-            plane(predict(model, image, trimap).pred_alpha)
-            for image, trimap in zip(images, trimaps, strict=True)
-        ]
+    columns = {
+        title: [plane(sample.pred_alpha) for sample in found]
+        for title, found in _predict(models, device, images, trimaps)
+    }
     shown = [image[..., ::-1] for image in images]
     draw_mattes(path, shown, trimaps, columns, [plane(sample.gt_alpha) for sample in samples])
 
@@ -138,7 +148,7 @@ def _draw_detections(
         dict(type='DetLocalVisualizer', name='predictions', line_width=1)
     )
     visualizer.dataset_meta = dataset.metainfo
-    images = read_images([Path(sample.img_path) for sample in samples])
+    images = _read_images(samples)
     shown = [np.ascontiguousarray(image[..., ::-1]) for image in images]
 
     def drawn(sample: BaseDataElement, image: np.ndarray, **kind: bool) -> np.ndarray:
@@ -149,11 +159,10 @@ def _draw_detections(
     columns['truth'] = [
         drawn(sample, image, draw_pred=False) for sample, image in zip(samples, shown, strict=True)
     ]
-    for title, (cfg, checkpoint) in models.items():
-        model = load_model(cfg, checkpoint, device)
+    for title, found in _predict(models, device, images):
         columns[title] = [
-            drawn(predict(model, image).cpu(), rgb, draw_gt=False)
-            for image, rgb in zip(images, shown, strict=True)
+            drawn(sample.cpu(), rgb, draw_gt=False)
+            for sample, rgb in zip(found, shown, strict=True)
         ]
     draw_pictures(path, columns)
 

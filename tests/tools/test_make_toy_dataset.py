@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 from scipy import ndimage
+from testing_utils import contents
 
 from sapa_mm.tools.toy_dataset import command as toy
 from sapa_mm.tools.toy_dataset import scenes, shapes
@@ -56,11 +57,6 @@ def coco_dataset(dataset):
             dict(type='mmdet.LoadAnnotations', with_bbox=True, with_mask=True),
         ],
     )
-
-
-def contents(folder):
-    files = sorted(path for path in folder.rglob('*') if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def decode(polygons, shape):

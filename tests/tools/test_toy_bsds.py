@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 from scipy.io import loadmat
+from testing_utils import contents
 
 from sapa_mm.segmentation import BSDS500Dataset, LoadBSDSAnnotations
 from sapa_mm.tools.toy_dataset import command as toy
@@ -14,11 +15,6 @@ from sapa_mm.tools.toy_dataset.scenes import render_scene
 
 SIZE = (96, 131)
 OPTIONS = ['--size', '96', '131', '--layouts', 'bsds', '--num-val', '2']
-
-
-def contents(folder):
-    files = sorted(path for path in folder.rglob('*') if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope='module')

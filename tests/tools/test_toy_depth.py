@@ -6,6 +6,7 @@ import re
 import cv2
 import numpy as np
 import pytest
+from testing_utils import contents
 
 from sapa_mm.tools.toy_dataset import command as toy
 from sapa_mm.tools.toy_dataset import depth_scenes
@@ -28,11 +29,6 @@ def floor_depth(scene):
     below = np.arange(SHAPE[0]) + 0.5 - scene.camera.center[1]
     with np.errstate(divide='ignore'):
         return np.where(below > 0, scene.camera.focal * scene.camera.height / below, np.inf)
-
-
-def contents(folder):
-    files = sorted(path for path in folder.rglob('*') if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope='module')

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from scipy import ndimage
+from testing_utils import contents
 
 from sapa_mm.tools.toy_dataset import command as toy
 from sapa_mm.tools.toy_dataset import scenes
@@ -22,11 +23,6 @@ SIZE = (96, 131)
 OPTIONS = ['--size', '96', '131', '--layouts', 'matting', '--num-val', '5']
 # The least share of pixels that are neither opaque nor transparent.
 PARTIAL = {'hair': 0.05, 'net': 0.04, 'leaf': 0.04, 'horse': 0.04, 'smoke': 0.12}
-
-
-def contents(folder):
-    files = sorted(path for path in folder.rglob('*') if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope='module')
