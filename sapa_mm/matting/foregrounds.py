@@ -50,7 +50,7 @@ def add_foreground(
     alpha = 1 - (1 - a1) * (1 - a2)
     share = np.divide(a1, alpha, out=np.ones_like(a1), where=alpha > 0)
     # F2 + share (F1 - F2) is the same, in fewer passes.
-    fg = cv2.subtract(fg1, fg2, dtype=cv2.CV_32F)
+    fg = np.asarray(cv2.subtract(fg1, fg2, dtype=cv2.CV_32F), np.float32)
     fg *= share[..., None]
     fg += fg2
     return np.rint(fg).astype(np.uint8), np.rint(255 * alpha).astype(np.uint8)

@@ -279,12 +279,11 @@ def draw_fence(rng: np.random.Generator, shape: tuple[int, int]) -> Drawing:
     hole = np.array([width, height]) * rng.uniform(0.25, 0.75, 2)
     mesh = mesh[np.linalg.norm(mesh.mean(1) - hole, axis=1) > unit * rng.uniform(0, 0.25)]
     posts: Layers = []
-    for x in (width * rng.uniform(0.05, 0.3), width * rng.uniform(0.7, 0.95)):
+    for foot in (width * rng.uniform(0.05, 0.3), width * rng.uniform(0.7, 0.95)):
         lean = rng.uniform(-0.04, 0.04) * unit
         head = top - unit * rng.uniform(0.03, 0.08)
-        posts.append(
-            (True, bar((x + lean, head), (x, height * 1.1), unit * rng.uniform(0.08, 0.12)))
-        )
+        thick = unit * rng.uniform(0.08, 0.12)
+        posts.append((True, bar((foot + lean, head), (foot, height * 1.1), thick)))
     rail = np.stack([columns, top + sag], 1)[None]
     posts.append((True, ribbons(rail, np.array(max(3 * wire, 0.02 * unit)))))
     return Drawing([(True, mesh), *posts], 'cord', [('wood', posts)])
