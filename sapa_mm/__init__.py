@@ -16,6 +16,7 @@ __all__ = ['MissingFrameworkError', '__version__', 'ops']
 
 _PARTS = (
     'upsamplers',
+    'hooks',
     'visualization',
     'reconstruction',
     'matting',

@@ -15,7 +15,7 @@ from mmdet.models import FasterRCNN
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
-from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPERS
+from mmengine.registry import MODELS, OPTIM_WRAPPERS
 from mmengine.runner import Runner, autocast
 from testing_configs import build, load, offline, samples
 from torch import Tensor, nn
@@ -67,24 +67,6 @@ class HalfFeaturesFasterRCNN(FasterRCNN):
             features = super().extract_feat(batch_inputs)
         assert all(feature.dtype == torch.bfloat16 for feature in features)
         return tuple(feature.float() for feature in features)
-
-
-@HOOKS.register_module()
-class ChannelsLast(Hook):
-    """The model and the images in channels_last, as tools/README.md has it."""
-
-    def before_train(self, runner: Runner) -> None:
-        model = runner.model.to(memory_format=torch.channels_last)
-        model.data_preprocessor.register_forward_hook(self.images)
-        if hasattr(model, 'roi_head'):
-            model.neck.register_forward_hook(self.features)
-
-    def images(self, module: nn.Module, args: tuple, out: dict) -> dict:
-        return {**out, 'inputs': out['inputs'].contiguous(memory_format=torch.channels_last)}
-
-    def features(self, module: nn.Module, args: tuple, out: tuple) -> tuple:
-        # mmcv's RoIAlign takes any memory for NCHW, and says nothing.
-        return tuple(feature.contiguous() for feature in out)
 
 
 class Recorder(Hook):
@@ -212,7 +194,7 @@ def test_half_precision_trains_as_single_precision_does(name, dtype, single, toy
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('name', ['sapa-g', 'hc', 'faster-rcnn'])
 def test_channels_last_trains_likewise(name, dtype, single, toy_data, tmp_path):
-    hooks = [dict(type='ChannelsLast')]
+    hooks = [dict(type='ChannelsLastHook')]
     run = train(config(name, toy_data), tmp_path, dtype, hooks)
     check_run(name, run, single(name), dtype)
     assert all(run.channels_last)

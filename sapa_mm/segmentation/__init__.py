@@ -20,6 +20,7 @@ from .bsds import BSDS500Dataset, ConvertToLab, LoadBSDSAnnotations
 from .camvid import CamVidDataset
 from .clustered_features import ClusterDecoding, ClusteredFeatures
 from .connectivity import connect_superpixels
+from .efficientnet_lite import EfficientNetLite0
 from .fpn import GuidedFPN
 from .fpn_head import GuidedFPNHead
 from .hc_fpn import HCFPN
@@ -58,6 +59,7 @@ __all__ = [
     'ClusterDecoding',
     'ClusteredFeatures',
     'ConvertToLab',
+    'EfficientNetLite0',
     'GuidedFPN',
     'GuidedFPNHead',
     'GuidedSegformerHead',

@@ -24,8 +24,8 @@ def square(left: int, size: int = 20, side: int = 6) -> np.ndarray:
     return image
 
 
-def evaluate(pairs, classes=CLASSES, **kwargs) -> float:
-    """MBIoU in percent of (prediction, label) pairs."""
+def measure(pairs, classes=CLASSES, **kwargs) -> dict[str, float]:
+    """Everything that is reported of (prediction, label) pairs."""
     metric = METRICS.build(dict(type='mmseg.BoundaryIoU', **kwargs))
     metric.dataset_meta = {'classes': classes}
     for pred, label in pairs:
@@ -34,7 +34,12 @@ def evaluate(pairs, classes=CLASSES, **kwargs) -> float:
             'gt_sem_seg': {'data': torch.from_numpy(label)[None]},
         }
         metric.process({}, [sample])
-    (value,) = metric.evaluate(len(pairs)).values()
+    return metric.evaluate(len(pairs))
+
+
+def evaluate(pairs, classes=CLASSES, **kwargs) -> float:
+    """MBIoU in percent of (prediction, label) pairs."""
+    (value,) = measure(pairs, classes, **kwargs).values()
     return value
 
 
@@ -61,6 +66,26 @@ def test_width_follows_the_diagonal():
     assert BoundaryIoU(dilation_ratio=0.07).boundary_width(20, 20) == 2
     narrow, wide = (evaluate([(square(3), square(2))], dilation_ratio=r) for r in (0.02, 0.07))
     assert narrow < wide
+
+
+def test_further_widths_and_every_class():
+    pairs = [(square(3), square(2)), (square(2), square(2))]
+    found = measure(pairs, (*CLASSES, 'absent'), widths=[2, 3], per_class=True)
+    # The square's rings of 36 - 4 share 24, as above, and in the second image all of their 32.
+    assert found['BIoU-2px.square'] == round(100 * (24 + 32) / (40 + 32), 2)
+    # With d = 3 the rings are whole squares, whose overlap lacks a column of six.
+    assert found['BIoU-3px.square'] == round(100 * (30 + 36) / (42 + 36), 2)
+    assert list(found) == [
+        *(name for name in ('mBIoU', 'mBIoU-2px', 'mBIoU-3px')),
+        *(f'{b}.{c}' for b in ('BIoU', 'BIoU-2px', 'BIoU-3px') for c in CLASSES),
+    ]
+    for width, name in ((2, 'mBIoU-2px'), (3, 'mBIoU-3px')):
+        # A ratio that gives this width gives the same; the absent class does not count.
+        assert found[name] == evaluate(pairs, dilation_ratio=width / math.hypot(20, 20))
+    assert found['mBIoU'] == evaluate(pairs)
+    assert found['mBIoU'] == pytest.approx(
+        (found['BIoU.ground'] + found['BIoU.square']) / 2, abs=0.01
+    )
 
 
 def test_image_edge_is_contour():
@@ -200,6 +225,10 @@ def test_the_table_lists_every_class(caplog):
         (dict(ignore_index=None), TypeError, 'ignore_index'),
         (dict(collect_device='cuda'), ValueError, "collect_device: expected 'cpu' or 'gpu'"),
         (dict(prefix=3), TypeError, 'prefix: expected a str or None, got int'),
+        (dict(widths=[2, 0]), ValueError, 'widths: expected a positive int, got 0'),
+        (dict(widths=2), TypeError, 'widths: expected a sequence of ints, got 2'),
+        (dict(widths=[2.0]), TypeError, 'widths'),
+        (dict(per_class=1), TypeError, 'per_class'),
     ],
 )
 def test_bad_options_are_refused(kwargs, error, message):
