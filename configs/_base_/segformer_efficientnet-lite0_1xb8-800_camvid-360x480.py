@@ -53,7 +53,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=40),
     dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=40, end=iterations),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=200)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=100)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 default_hooks = dict(

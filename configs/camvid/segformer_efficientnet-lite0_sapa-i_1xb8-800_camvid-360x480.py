@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/segformer_efficientnet-lite0_1xb8-800_camvid-360x480.py',
+    '../_base_/upsamplers/sapa_i.py',
+]
+
+model = dict(decode_head=dict(type='GuidedSegformerHead', upsample_cfg=_base_.upsampler))
