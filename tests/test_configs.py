@@ -30,7 +30,7 @@ from torch import nn
 from sapa_mm import upsamplers
 
 # Families whose configs are not of a host and an upsampler, and have tests of their own.
-OTHERS = ('bts', 'dorn', 'hc', 'matting', 'reconstruction', 'segnet', 'ssn')
+OTHERS = ('bts', 'camvid', 'dorn', 'hc', 'matting', 'reconstruction', 'segnet', 'ssn')
 CONFIGS = sorted(
     path for path in (ROOT / 'configs').glob('[!_]*/*.py') if path.parent.name not in OTHERS
 )

@@ -1,9 +1,8 @@
 """CamVid's data set on tiny images: which labels come out, and what is said of missing files."""
 
-import numpy as np
 import pytest
 from mmengine.registry import DATASETS, init_default_scope
-from PIL import Image
+from testing_camvid import make_pair
 
 from sapa_mm.segmentation import CamVidDataset
 
@@ -12,18 +11,6 @@ PIPELINE = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
-LABELS = np.arange(12, dtype=np.uint8).reshape(3, 4)
-
-
-def make_pair(root, name, suffix='.png', split='training', labels=LABELS):
-    """An image with the labels 0 to 11, one a pixel."""
-    for room, ending, array in (
-        ('images', suffix, np.full((*labels.shape, 3), 7, np.uint8)),
-        ('annotations', '.png', labels),
-    ):
-        file = root / room / split / f'{name}{ending}'
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(array).save(file)
 
 
 def dataset(root, **kwargs):
