@@ -49,6 +49,7 @@ TOOLS = {
     'benchmark': Tool('benchmark:main', 'time and check the operators, or whole models'),
     'toy-data': Tool('toy_dataset:main', 'make a small data set in which boundaries matter'),
     'compose': Tool('compose:main', 'merge foregrounds and backgrounds to test matting on'),
+    'prepare-camvid': Tool('prepare_camvid:main', 'lay CamVid out as the configs expect it'),
     'reconstruct': Tool('reconstruct:main', 'train and compare the autoencoders on MNIST'),
     'quickstart-report': Tool('quickstart_report:main', 'compare runs by a table and a picture'),
     'compile-kernels': Tool('compile_kernels:main', 'compile the Triton kernels for absent GPUs'),
