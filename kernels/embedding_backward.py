@@ -12,20 +12,14 @@ import triton.language as tl
 from torch import Tensor
 
 from .embedding import (
-    MAP,
-    SUMS,
-    UNSPECIALIZED,
     centred,
-    contiguous,
     flat_parents,
     fold,
     gate_of,
     load_affine,
     load_vector,
-    parts_of,
-    request_of,
-    start,
 )
+from .embedding_plan import MAP, SUMS, UNSPECIALIZED, contiguous, parts_of, request_of, start
 from .flat import flat, flat_rows, is_flat
 from .launch import Constants, Device, Plan, device_of, plan_fixed, run
 from .window import dot, first_child, load_rows, store_rows

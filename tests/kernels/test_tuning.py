@@ -11,6 +11,7 @@ from sapa_mm.kernels import (
     assembly,
     embedding,
     embedding_backward,
+    embedding_plan,
     launch,
     tuning,
 )
@@ -19,9 +20,9 @@ from sapa_mm.ops import assemble, backend, point_affiliation, reference
 TABLES = {name: getattr(tuning, name) for name in ('FORWARD', 'BACKWARD', 'TRANSPOSE', 'VALUE')}
 #: The embedding has choices of its own, and the kernels that have them.
 EMBEDDING = {
-    'FORWARD': (embedding.FORWARD, embedding.embedding_fwd_kernel),
-    'MAP': (embedding.MAP, embedding_backward.embedding_bwd_kernel),
-    'SUMS': (embedding.SUMS, embedding_backward.embedding_sums_kernel),
+    'FORWARD': (embedding_plan.FORWARD, embedding.embedding_fwd_kernel),
+    'MAP': (embedding_plan.MAP, embedding_backward.embedding_bwd_kernel),
+    'SUMS': (embedding_plan.SUMS, embedding_backward.embedding_sums_kernel),
 }
 #: Of gfx942, the least that a supported device has.
 SHARED_BYTES = 2**16
@@ -250,9 +251,9 @@ def embedding_entries():
 def test_every_entry_of_the_embedding_is_right(name, entry, layout, kernel_device, monkeypatch):
     _, kernel = EMBEDDING[name]
     module = embedding if name == 'FORWARD' else embedding_backward
-    single = embedding.Entries(rows=(entry,), planes=(entry,))
+    single = embedding_plan.Entries(rows=(entry,), planes=(entry,))
     monkeypatch.setattr(module, name, single)
-    launched = spy_on_launches(monkeypatch, embedding)
+    launched = spy_on_launches(monkeypatch, embedding_plan)
     case = Case('', n=2, c=140, d=20, high=(9, 11), low=(5, 6), tensors=ALL)
     with backend('triton'):
         check_case(case._replace(dtype=torch.float16, layout=layout), kernel_device)
@@ -261,12 +262,12 @@ def test_every_entry_of_the_embedding_is_right(name, entry, layout, kernel_devic
     assert (used.num_warps, used.num_stages) == (entry.num_warps, entry.num_stages)
 
 
-def embedding_plan(name: str, device: launch.Device, **changes) -> tuple[launch.Launch, ...]:
+def plan_of(name: str, device: launch.Device, **changes) -> tuple[launch.Launch, ...]:
     table, kernel = EMBEDDING[name]
-    request = embedding._Request(table, 2, 96 * 96, 256, 64, True, True)
+    request = embedding_plan._Request(table, 2, 96 * 96, 256, 64, True, True)
     constants = (('PRECISION', 'ieee'), ('WIDE', False))
     dtype = changes.pop('dtype', torch.float16)
-    return embedding.plan(kernel, request._replace(**changes), dtype, constants, device)[1]
+    return embedding_plan.plan(kernel, request._replace(**changes), dtype, constants, device)[1]
 
 
 def taken_bytes(item: launch.Launch, dtype: torch.dtype) -> int:
@@ -283,8 +284,8 @@ def test_what_does_not_fit_of_the_embedding_is_left_out(channels_last, name):
         (3, 64, 256, 300, 512, 1024), (1, 32, 64, 70), (torch.float16, torch.float32)
     ):
         sizes = dict(channels=channels, embed=embed, channels_last=channels_last, dtype=dtype)
-        roomy = embedding_plan(name, launch.Device(132, 2**20), **sizes)
-        found = embedding_plan(name, launch.Device(132, SHARED_BYTES), **sizes)
+        roomy = plan_of(name, launch.Device(132, 2**20), **sizes)
+        found = plan_of(name, launch.Device(132, SHARED_BYTES), **sizes)
         taken = [taken_bytes(item, dtype) for item in found]
         # Where nothing fits, what takes the least is left.
         least = min(taken_bytes(item, dtype) for item in roomy)
@@ -298,7 +299,7 @@ def test_what_does_not_fit_of_the_embedding_is_left_out(channels_last, name):
 def test_wide_warps_of_the_embedding_are_half_as_many(name):
     # Maps with as many channels have no entries of NVIDIA's own.
     narrow, wide = (
-        embedding_plan(name, launch.Device(132, 2**20, size), embed=70) for size in (32, 64)
+        plan_of(name, launch.Device(132, 2**20, size), embed=70) for size in (32, 64)
     )
     assert [item.num_warps for item in narrow] == [2 * item.num_warps for item in wide]
     table, _ = EMBEDDING[name]
@@ -306,10 +307,10 @@ def test_wide_warps_of_the_embedding_are_half_as_many(name):
 
 
 def test_first_entries_are_for_projections_of_16_bits_of_rows():
-    first = {entry[:1] + entry[2:4] for entry in embedding.FORWARD.first}
+    first = {entry[:1] + entry[2:4] for entry in embedding_plan.FORWARD.first}
 
     def has_first(warp_size=32, **changes):
-        item = embedding_plan('FORWARD', launch.Device(132, 2**20, warp_size), **changes)[0]
+        item = plan_of('FORWARD', launch.Device(132, 2**20, warp_size), **changes)[0]
         return (item.constants['BLOCK_P'], item.num_warps, item.num_stages) in first
 
     assert has_first()
