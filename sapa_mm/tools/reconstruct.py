@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from mmengine.config import Config, ConfigDict
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS
@@ -345,6 +346,7 @@ def draw_curves(path: Path, curves: Mapping[str, Sequence[Mapping[str, float]]])
         # There are ten colours.
         axis.plot(x, y, '-o' if place < 10 else '--s', markersize=3, label=row)
     axis.set_xlabel('epochs')
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylabel('PSNR (dB)')
     axis.grid(alpha=0.3)
     figure.legend(loc='outside right upper', fontsize=8)
