@@ -302,13 +302,12 @@ def run_side_by_side(
     Args:
         runs: What yields after every step, by row.
         jobs: How many runs go on at once.
-        device: Where.
+        device: Where; of GPUs it is the current one.
 
     Returns:
         The rows that failed; the traceback is printed, and the others went on.
     """
-    on_gpu = device.type == 'cuda'
-    streams = [torch.cuda.Stream(device) if on_gpu else None for _ in range(jobs)]
+    streams = [torch.cuda.Stream() if device.type == 'cuda' else None for _ in range(jobs)]
     waiting = iter(runs.items())
     active = dict(enumerate(itertools.islice(waiting, jobs)))
     failed = []
@@ -383,10 +382,12 @@ def report(options: argparse.Namespace) -> str:
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Run the rows that are not finished, and write the table after each."""
     options = parse_arguments(argv, prog)
-    if options.device.type == 'cuda':
-        torch.cuda.set_device(options.device)
+    on_gpu = options.device.type == 'cuda'
+    if on_gpu:
+        # Streams are the current device's.
+        torch.cuda.set_device(options.device.index or 0)
     options.images = [images.to(options.device) for images in options.images]
-    if options.device.type == 'cuda':
+    if on_gpu:
         # The streams of the rows do not wait for the copies.
         torch.cuda.synchronize()
     with Display(len(options.rows)) as display:
