@@ -5,6 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+# All of its tests need a GPU; what can run elsewhere is in its neighbours.
+collect_ignore = [] if torch.cuda.is_available() else ['test_graph.py']
 
 
 @pytest.fixture

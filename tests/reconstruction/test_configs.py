@@ -30,6 +30,9 @@ ROWS = {
     'conv-sapa-g': ('conv', 'SAPA', dict(SAPA, similarity='gated')),
     'max-pool-carafe': ('max_pool', 'CARAFE', dict(kernel_size=1)),
     'max-pool-a2u': ('max_pool', 'A2U', A2U),
+    'max-pool-index-net-hin': ('max_pool', 'IndexNet', dict(variant='hin')),
+    'max-pool-index-net-m2o': ('max_pool', 'IndexNet', dict(variant='m2o')),
+    'max-pool-index-net-o2o': ('max_pool', 'IndexNet', dict(variant='o2o')),
     'paired-max-unpooling': ('paired', 'MaxUnpooling', {}),
     'paired-index-net-hin': ('paired', 'IndexNet', dict(variant='hin')),
     'paired-index-net-m2o': ('paired', 'IndexNet', dict(variant='m2o')),
@@ -78,6 +81,17 @@ def test_row(row):
     with torch.no_grad():
         predictions = model.eval().test_step(batch)
     assert [prediction['pred'].shape for prediction in predictions] == [(1, 32, 32)] * 4
+
+
+@pytest.mark.parametrize(('variant', 'convolutions'), [('hin', 1), ('m2o', 4), ('o2o', 4)])
+def test_index_net_of_max_pooling_is_linear_with_context(variant, convolutions):
+    model = MODELS.build(read(f'max-pool-index-net-{variant}').model)
+    for upsampler in model.upsamplers.values():
+        layers = [module for module in upsampler.modules() if not list(module.children())]
+        assert [type(layer) for layer in layers] == [torch.nn.Conv2d] * convolutions
+        assert {layer.kernel_size for layer in layers} == {(4, 4)}
+        channels = upsampler.in_channels
+        assert {layer.groups for layer in layers} == {channels if variant == 'o2o' else 1}
 
 
 @pytest.mark.parametrize('row', ROWS)
