@@ -219,6 +219,7 @@ if wanted more_tests; then
     more=(tests/kernels --ignore=tests/kernels/test_gpu.py --ignore=tests/kernels/test_sweep.py)
     # The one test there that trains a model needs mmsegmentation.
     has mmseg || more+=(--ignore=tests/kernels/test_training.py)
+    has mmengine && more+=(tests/reconstruction)
     if has mmseg && has mmdet; then
         more+=(tests/test_amp.py)
     else
