@@ -244,7 +244,7 @@ def test_the_report_has_means_spreads_and_defeats(tmp_path):
         variant('sapa-b', {1: 51.0, 2: 49.0}),
         variant('nearest', {}),
     ]
-    files = report.write_report(tmp_path, 'Title', ['A note.'], variants, False)
+    files = report.write_report(tmp_path, 'Title', ['A note.'], {'iterations': variants}, False)
     assert sorted(file.name for file in files) == sorted(path.name for path in tmp_path.iterdir())
     text = (tmp_path / 'report.md').read_text()
     spread = statistics.stdev([50, 54])
@@ -275,7 +275,7 @@ def test_errors_are_the_better_the_smaller(tmp_path):
         )
 
     variants = [depth('nearest', {0: 0.1, 1: 0.2}), depth('sapa-b', {0: 0.12, 1: 0.16})]
-    report.write_report(tmp_path, 'Title', [], variants, False)
+    report.write_report(tmp_path, 'Title', [], {'iterations': variants}, False)
     text = (tmp_path / 'report.md').read_text()
     assert '| upsampler | seeds | abs rel ↓ | edge accuracy (px) ↓ | δ1 | parameters' in text
     spread = statistics.stdev([0.12, 0.16])
@@ -285,7 +285,7 @@ def test_errors_are_the_better_the_smaller(tmp_path):
     assert 'By mean δ1: sapa-b > nearest.' in text
     assert 'loses' not in text
     variants = [depth('nearest', {0: 0.1, 1: 0.2}), depth('sapa-b', {0: 0.12, 1: 0.26})]
-    report.write_report(tmp_path, 'Title', [], variants, False)
+    report.write_report(tmp_path, 'Title', [], {'iterations': variants}, False)
     text = (tmp_path / 'report.md').read_text()
     assert '- sapa-b loses to nearest by 0.0400 (2 of 2 seeds).' in text
     assert '- sapa-b loses to nearest by 0.400 (2 of 2 seeds).' in text
@@ -293,7 +293,7 @@ def test_errors_are_the_better_the_smaller(tmp_path):
 
 
 def test_a_report_of_nothing(tmp_path):
-    report.write_report(tmp_path, 'Title', [], [variant('sapa-b', {})], False)
+    report.write_report(tmp_path, 'Title', [], {'iterations': [variant('sapa-b', {})]}, False)
     assert '| sapa-b | 0 | 1,234,567 |' in (tmp_path / 'report.md').read_text()
 
 

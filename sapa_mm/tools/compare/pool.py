@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from ..errors import ToolError
 from .display import Display
 from .processes import Processes
-from .report import METRICS
 from .runs import Run, execute
+from .variants import METRICS
 
 
 def environments(jobs: int, gpus: int) -> list[dict[str, str]]:
