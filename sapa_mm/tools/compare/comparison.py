@@ -207,7 +207,7 @@ def plan_equal_time(
     folder = work / 'equal-time'
     paths = write_equal_time(configs, seconds, folder / 'configs')
     runs = plan(paths, options.seeds, folder, equal_time=True)
-    return runs, describe_pace(configs, seconds, known, jobs)
+    return runs, describe_pace(whole, seconds, known, jobs)
 
 
 def describe_variants(runs: Sequence[Run], cost: Mapping[str, dict[str, Any]]) -> list[Variant]:

@@ -77,7 +77,8 @@ def curves_table(variants: Sequence[Variant], metric: str) -> str | None:
         found = [at(points, moment) for moment in moments]
         decimals = METRICS[metric].decimals
         rows.append([name, *('-' if v is None else f'{v:.{decimals}f}' for v in found)])
-    return markdown_table([heading(metric), *(f'{m:,.0f} s' for m in moments)], rows, texts=1)
+    heads = [f'{m:,.{0 if m >= 100 else 1}f} s' for m in moments]
+    return markdown_table([heading(metric), *heads], rows, texts=1)
 
 
 def plot_curves(path: Path, budgets: Mapping[str, Sequence[Variant]], metric: str) -> bool:

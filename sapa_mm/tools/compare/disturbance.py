@@ -9,7 +9,8 @@ from .history import History
 TOLERANCE = 0.2
 
 
-def _differs(by: float) -> str:
+def differs(by: float) -> str:
+    """Say by how much a time differs, of which ``by`` is the relative excess."""
     return f'{100 * abs(by):.0f} % {"longer" if by > 0 else "shorter"}'
 
 
@@ -33,7 +34,7 @@ def within(history: History) -> str | None:
     worst = max(excess, key=lambda tenth: abs(excess[tenth]))
     if abs(excess[worst]) <= TOLERANCE:
         return None
-    return f'{_differs(excess[worst])} in tenth {worst + 1} of its training than over all of it'
+    return f'{differs(excess[worst])} in tenth {worst + 1} of 10 than in the whole training'
 
 
 def disturbances(histories: Mapping[int, History]) -> dict[int, str]:
@@ -59,7 +60,7 @@ def disturbances(histories: Mapping[int, History]) -> dict[int, str]:
         if seed in medians:
             excess = medians[seed] / statistics.median(medians.values()) - 1
             if abs(excess) > TOLERANCE:
-                reasons.append(f'{_differs(excess)} than over all seeds')
+                reasons.append(f'{differs(excess)} than the median over the seeds')
         if reasons:
             found[seed] = ', and '.join(reasons)
     return found

@@ -131,9 +131,8 @@ def read_history(folder: Path, logging: Logging) -> History:
     steady: dict[int, float] = {}
     validations: dict[int, dict[str, float]] = {}
     for path in attempts(folder):
-        # After these iterations something else than training went on.
         first: int | None = None
-        interrupted = 0
+        interrupted = -1  # the iteration after which the latest validation was
         latest = max(times, default=0)
         for record in records(path):
             step = record.get('step')
@@ -143,7 +142,8 @@ def read_history(folder: Path, logging: Logging) -> History:
                 latest = step
                 times[step] = record['time']
                 first = step if first is None else first
-                if step > first and step - logging.window >= max(first, interrupted):
+                before = step - logging.window  # the last iteration before the record's window
+                if step > first and before >= first and before > interrupted:
                     steady[step] = record['time']
                 continue
             if logging.validation_epochs:

@@ -15,6 +15,7 @@ from ..configs import read_config
 from ..errors import ToolError
 from ..output import write_json, write_text
 from .display import Display
+from .disturbance import TOLERANCE, differs
 from .history import Logging, attempts, is_training, records
 from .processes import Processes
 from .runs import Run, command, locked, progress_of
@@ -23,7 +24,8 @@ from .schedule import length_of, shrink
 # A short training has so many iterations, whose times come as means of a few; the first ones, in
 # which libraries choose algorithms and caches fill, do not count.
 ITERATIONS, WINDOW, WARM_UP = 40, 5, 10
-ROUNDS = 2
+# Each variant trains twice, and up to four times until two of its trainings agree.
+ROUNDS, MOST_ROUNDS = 2, 4
 NEVER = 10**9
 
 
@@ -53,6 +55,23 @@ def short_config(path: Path) -> str:
         if 'num_last_epochs' not in hook and 'switch_epoch' not in hook
     ]
     return f'# How fast {path.stem} trains, by tools/compare.py.\n{cfg.pretty_text}'
+
+
+def excess(rounds: Sequence[Sequence[float]]) -> float:
+    """Return by what share a variant's second fastest training is slower than its fastest.
+
+    Args:
+        rounds: Seconds of an iteration, of two trainings or more.
+    """
+    medians = sorted(statistics.median(times) for times in rounds)
+    return medians[1] / medians[0] - 1
+
+
+def enough(rounds: Sequence[Sequence[float]]) -> bool:
+    """Tell whether a variant has trained often enough for its pace to be known."""
+    if len(rounds) < ROUNDS:
+        return False
+    return len(rounds) >= MOST_ROUNDS or excess(rounds) <= TOLERANCE
 
 
 def _measure(
@@ -122,16 +141,16 @@ def measure_pace(
     for run in runs:
         variants.setdefault(run.upsampler, run)
     rounds = known['rounds']
-    missing = sum(ROUNDS - len(rounds[run.fingerprint]) for run in variants.values())
-    if not missing:
+    if all(enough(rounds[run.fingerprint]) for run in variants.values()):
         return known
+    missing = sum(max(1, ROUNDS - len(rounds[run.fingerprint])) for run in variants.values())
     processes = Processes()
     (work / 'pace' / 'configs').mkdir(parents=True, exist_ok=True)
     with Display(missing) as display:
-        display.say(f'{missing} short trainings measure how fast the variants train.')
-        for turn in range(ROUNDS):
+        display.say(f'Short trainings of {len(variants)} variants measure their pace.')
+        for turn in range(MOST_ROUNDS):
             for name, run in variants.items():
-                if len(rounds[run.fingerprint]) > turn:
+                if len(rounds[run.fingerprint]) > turn or enough(rounds[run.fingerprint]):
                     continue
                 config = work / 'pace' / 'configs' / f'{name}.py'
                 write_text(config, short_config(run.config))
@@ -162,7 +181,7 @@ def seconds_of(runs: Sequence[Run], known: Mapping[str, Any]) -> dict[str, float
         known: From `read_pace` or `measure_pace`.
     """
     rounds = {run.upsampler: known['rounds'].get(run.fingerprint, []) for run in runs}
-    if any(len(found) < ROUNDS for found in rounds.values()):
+    if not all(enough(found) for found in rounds.values()):
         return None
     return {
         name: statistics.median(time for times in found for time in times)
@@ -219,20 +238,23 @@ def write_equal_time(
 
 
 def describe_pace(
-    configs: Mapping[str, Path], seconds: Mapping[str, float], known: Mapping[str, Any], jobs: int
+    runs: Sequence[Run], seconds: Mapping[str, float], known: Mapping[str, Any], jobs: int
 ) -> str:
     """Return the paragraph that says what equal time is.
 
     Args:
-        configs: Config file of every variant, with the whole schedule.
-        seconds: Seconds of an iteration of each.
+        runs: The runs of the whole schedule.
+        seconds: Seconds of an iteration of every variant.
         known: From `measure_pace`.
         jobs: How many trainings run at a time.
     """
+    variants = {run.upsampler: run for run in runs}
     fastest = min(seconds, key=seconds.__getitem__)
-    logging = Logging.of(read_config(str(configs[fastest])))
-    whole, least = logging.length, seconds[fastest]
-    shares = {n: shorter_length(whole, least, s) * s / (whole * least) for n, s in seconds.items()}
+    logging, least = variants[fastest].logging, seconds[fastest]
+    shares = {
+        name: shorter_length(logging.length, least, s) * s / (logging.length * least)
+        for name, s in seconds.items()
+    }
     coarsest = min(shares, key=shares.__getitem__)
     text = (
         f'Equal training time is that which {fastest}, the fastest, needs for {logging.text}. '
@@ -241,9 +263,12 @@ def describe_pace(
     )
     text += ', '.join(f'{name} {s:.4f} s' for name, s in seconds.items())
     text += (
-        f', the median of {ROUNDS} short trainings of {ITERATIONS - WARM_UP} iterations after '
-        f'{WARM_UP} to warm up ({known["machine"]}, {known["date"]}).'
+        f', the median of at least {ROUNDS} short trainings, of {ITERATIONS - WARM_UP} iterations '
+        f'after {WARM_UP} to warm up ({known["machine"]}, {known["date"]}).'
     )
+    for name, run in variants.items():
+        if (by := excess(known['rounds'][run.fingerprint])) > TOLERANCE:
+            text += f' No two of those of {name} agree: one took {differs(by)} than another.'
     if jobs > 1:
         text += f' They ran one at a time; of the trainings below {jobs} did.'
     return text

@@ -134,16 +134,14 @@ def plot(path: Path, variants: Sequence[Variant], metric: str) -> None:
 def footnote(variants: Sequence[Variant]) -> list[str]:
     """Return the lines that name the disturbed runs, or none."""
     found = [
-        f'{v.name}, seed {seed}: {what}'
+        f'- {v.name}, seed {seed}: {what}.'
         for v in variants
         for seed, what in sorted(v.disturbed.items())
     ]
     if not found:
         return []
-    return [
-        f'† Disturbed, as by other work on the machine: an iteration of {"; ".join(found)}.',
-        '',
-    ]
+    head = 'Something, such as other work, disturbed these runs; the median time of an iteration'
+    return [f'† {head} was', '', *found, '']
 
 
 def budget_section(
