@@ -178,6 +178,8 @@ def test_pace_of_another_device_or_config_does_not_count(tmp_path):
     (tmp_path / 'pace.json').write_text(json.dumps(record))
     assert pace.read_pace(runs, 'cpu', tmp_path)['rounds'] == dict(x=[[1.0], [1.1]], y=[])
     assert pace.read_pace(runs, 'cuda', tmp_path)['rounds'] == dict(x=[], y=[])
+    assert pace.read_pace(runs, None, tmp_path)['rounds'] == dict(x=[[1.0], [1.1]], y=[])
+    assert pace.read_pace(runs, None, tmp_path / 'none')['rounds'] == dict(x=[], y=[])
     assert pace.seconds_of(runs, pace.read_pace(runs, 'cpu', tmp_path)) is None
     assert pace.seconds_of(runs[:1], pace.read_pace(runs, 'cpu', tmp_path)) == dict(
         a=pytest.approx(1.05)

@@ -198,7 +198,7 @@ def plan_equal_time(
     gpus = torch.cuda.device_count()
     jobs = options.jobs or max(gpus, 1)
     if options.report_only:
-        known = read_pace(whole, device, work)
+        known = read_pace(whole, None, work)
     else:
         known = measure_pace(whole, device, work, environments(jobs, gpus)[0])
     seconds = seconds_of(whole, known)

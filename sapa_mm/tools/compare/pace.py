@@ -78,10 +78,10 @@ def _measure(
     run: Run, env: Mapping[str, str], display: Display, processes: Processes
 ) -> list[float]:
     """Train shortly; return the seconds of an iteration, in windows after the warm-up."""
-    # An attempt that was killed is of no use.
-    shutil.rmtree(run.folder, ignore_errors=True)
-    run.folder.mkdir(parents=True)
+    run.folder.mkdir(parents=True, exist_ok=True)
     with locked(run.folder) as lock, display.bar(f'pace of {run.upsampler}') as advance:
+        for records_file in attempts(run.folder):  # of an earlier round, or one that was killed
+            shutil.rmtree(records_file.parent.parent)
 
         def follow(line: str) -> None:
             share = progress_of(line, None)
@@ -98,12 +98,12 @@ def _measure(
     ]
 
 
-def read_pace(runs: Sequence[Run], device: str, work: Path) -> dict[str, Any]:
-    """Read what was measured so far, on this kind of device.
+def read_pace(runs: Sequence[Run], device: str | None, work: Path) -> dict[str, Any]:
+    """Read what was measured so far.
 
     Args:
         runs: The runs of the whole schedule, whose fingerprints are the keys.
-        device: 'cpu' or 'cuda'.
+        device: 'cpu' or 'cuda', on which it has to be measured; None takes either.
         work: Folder of the comparison.
 
     Returns:
@@ -112,7 +112,7 @@ def read_pace(runs: Sequence[Run], device: str, work: Path) -> dict[str, Any]:
     """
     path = work / 'pace.json'
     known = json.loads(path.read_text()) if path.is_file() else {}
-    if known.get('device') != device:
+    if not known or device not in (None, known['device']):
         known = {'device': device, 'rounds': {}}
     for run in runs:
         known['rounds'].setdefault(run.fingerprint, [])
