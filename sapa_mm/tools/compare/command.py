@@ -2,17 +2,15 @@
 
   %(prog)s mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py
   %(prog)s my_detector.py --upsamplers nearest,carafe,sapa-b --seeds 0 1 --jobs 2
-
   %(prog)s my_segmentor.py --budget iterations time --baseline bilinear
 
 CONFIG is a path or the name of a config that a framework installs, of a model whose features are
 upsampled by a host of this project (`sapa-mm swap` says which). Every upsampler gets a
 config of its own that differs in nothing else, every seed a training and a test. With the budget
-of time the schedule differs too: each gets the training seconds that the fastest needs for all of
-the schedule, by a short training of each before. A comparison that
-was stopped, by whatever, goes on where it was when it is started again: what is finished is kept,
-and a training resumes from its last checkpoint. The report, of what is finished, is in the work dir
-as report.md and report.html.
+'time' each trains for as long as the fastest needs for the whole schedule, by a shortened one; the
+time of an iteration is measured before. A comparison that was stopped, by whatever, goes on where
+it was when it is started again: what is finished is kept, and a training resumes from its last
+checkpoint. The report, of what is finished, is in the work dir as report.md and report.html.
 """
 
 import argparse

@@ -141,9 +141,10 @@ def measure_pace(
     for run in runs:
         variants.setdefault(run.upsampler, run)
     rounds = known['rounds']
-    if all(enough(rounds[run.fingerprint]) for run in variants.values()):
+    measured = [rounds[run.fingerprint] for run in variants.values()]
+    missing = sum(max(1, ROUNDS - len(found)) for found in measured if not enough(found))
+    if not missing:
         return known
-    missing = sum(max(1, ROUNDS - len(rounds[run.fingerprint])) for run in variants.values())
     processes = Processes()
     (work / 'pace' / 'configs').mkdir(parents=True, exist_ok=True)
     with Display(missing) as display:
