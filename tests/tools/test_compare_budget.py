@@ -189,11 +189,13 @@ def test_pace_of_another_device_or_config_does_not_count(tmp_path):
 def test_runs_of_one_config_are_made_once(tmp_path):
     whole = [run_of(tmp_path / 'w', 'a', 'x'), run_of(tmp_path / 'w', 'b', 'y')]
     timed = [run_of(tmp_path / 't', 'a', 'x'), run_of(tmp_path / 't', 'b', 'z')]
-    assert share(whole, timed) == (whole, [whole[0], timed[1]])
+    assert share(whole, timed, False) == (whole, [whole[0], timed[1]])
+    assert share(whole, timed, True) == ([timed[0], whole[1]], timed)
     # It was begun where only equal time was asked for.
     timed[0].folder.mkdir(parents=True)
     timed[0].keep(timed[0].state())
-    assert share(whole, timed) == ([timed[0], whole[1]], timed)
+    assert share(whole, timed, False) == ([timed[0], whole[1]], timed)
     whole[0].folder.mkdir(parents=True)
     whole[0].keep(whole[0].state())
-    assert share(whole, timed) == (whole, [whole[0], timed[1]])
+    for prefer_timed, kept in ((False, whole[0]), (True, timed[0])):
+        assert share(whole, timed, prefer_timed)[1] == [kept, timed[1]]

@@ -273,7 +273,7 @@ def compare_in(work: Path, name: str, options: argparse.Namespace) -> int:
                 raise
             failures.append(str(error))
         else:
-            whole, timed = share(whole, timed)
+            whole, timed = share(whole, timed, prefer_timed=not budgets)
             budgets = {budget: whole for budget in budgets} | {'time': timed}
             more_notes.append(note)
     # Seed by seed, each once.

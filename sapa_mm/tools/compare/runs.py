@@ -114,23 +114,25 @@ def plan(
     return sorted(runs, key=lambda run: seeds.index(run.seed))
 
 
-def share(whole: Sequence[Run], timed: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+def share(
+    whole: Sequence[Run], timed: Sequence[Run], prefer_timed: bool
+) -> tuple[list[Run], list[Run]]:
     """Let a run with the whole schedule serve both budgets, instead of being made twice.
 
     Args:
         whole: Runs of equal iterations.
         timed: Runs of equal time, of the same variants and seeds in the same order.
+        prefer_timed: Whether it is made as one of equal time, if neither was begun.
 
     Returns:
-        Both, where runs of the same config are the same: the one that was begun, or else that of
-        equal iterations.
+        Both, where runs of the same config are the same: the one that was begun, if one was.
     """
     shared = []
-    for one, other in zip(whole, timed, strict=True):
-        same = one.fingerprint == other.fingerprint
+    for pair in zip(whole, timed, strict=True):
+        one, other = pair[::-1] if prefer_timed else pair
         begun = (other.folder / 'run.json').is_file() and not (one.folder / 'run.json').is_file()
         kept = other if begun else one
-        shared.append((kept, kept) if same else (one, other))
+        shared.append((kept, kept) if one.fingerprint == other.fingerprint else pair)
     return [one for one, _ in shared], [other for _, other in shared]
 
 
