@@ -132,6 +132,93 @@ def test_it_goes_on_where_it_was_killed(base, tmp_path, capsys):
     assert 'another config or other options' in capsys.readouterr().err
 
 
+@pytest.mark.slow  # it trains two variants with both budgets, in several attempts
+def test_equal_time_goes_on_where_it_was_killed(base, tmp_path, capsys):
+    work = tmp_path / 'work'
+    options = arguments(base, work, '--upsamplers', 'bilinear,sapa-b', '--seeds', '3')
+    options += ['--cfg-options', 'train_cfg.max_iters=40', 'train_cfg.val_interval=10']
+    both = [*options, '--budget', 'iterations', 'time']
+    timed = work / 'equal-time' / 'sapa-b' / 'seed3'
+
+    def killed_when(path: Path) -> None:
+        comparison = subprocess.Popen(
+            [sys.executable, '-W', 'ignore', str(TOOLS / 'compare.py'), *both],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 300
+        while not path.is_file():
+            assert time.monotonic() < deadline and comparison.poll() is None
+            time.sleep(0.05)
+        os.killpg(comparison.pid, signal.SIGKILL)
+        comparison.wait()
+
+    # Nothing can be reported of equal time before pace was measured.
+    with pytest.raises(SystemExit):
+        compare.main([*options, '--budget', 'time', '--report-only'])
+    assert 'was not measured yet' in capsys.readouterr().err
+    assert not (work / 'pace').exists()
+
+    killed_when(work / 'pace.json')
+    measured = json.loads((work / 'pace.json').read_text())['rounds']
+    first, second = measured.values()
+    assert [len(times) for times in first] == [6] and second == []
+    assert not (work / 'bilinear').exists()
+
+    killed_when(timed / 'last_checkpoint')
+    paces = json.loads((work / 'pace.json').read_text())
+    assert next(iter(paces['rounds'].values()))[0] == first[0]
+    whole = [work / name / 'seed3' / 'run.json' for name in ('bilinear', 'sapa-b')]
+    before = [path.read_bytes() for path in whole]
+    assert all('metrics' in json.loads(text) for text in before)
+    assert 'metrics' not in json.loads((timed / 'run.json').read_text())
+
+    capsys.readouterr()
+    assert compare.main(both) == 0
+    assert '3 runs, 2 of them finished before.' in capsys.readouterr().out
+    assert [path.read_bytes() for path in whole] == before
+    assert json.loads((work / 'pace.json').read_text()) == paces
+    assert 'resumed' in (timed / 'log.txt').read_text().lower()
+    # The fastest is not trained again, and its config is the same.
+    assert not (work / 'equal-time' / 'bilinear').exists()
+    configs = [folder / 'configs' / 'bilinear.py' for folder in (work, work / 'equal-time')]
+    assert configs[0].read_bytes() == configs[1].read_bytes()
+
+    # The length is that of the measured ratio, and the last iteration is what was tested.
+    medians = [
+        statistics.median(s for times in found for s in times) for found in paces['rounds'].values()
+    ]
+    length = int(40 * (medians[0] / medians[1]))
+    assert 1 <= length < 40
+    cfg = Config.fromfile(work / 'equal-time' / 'configs' / 'sapa-b.py')
+    assert cfg.train_cfg.max_iters == length
+    assert cfg.train_cfg.val_interval == 10 * length // 40
+    assert cfg.param_scheduler[1].end == 600 * length // 40
+    result = json.loads((timed / 'run.json').read_text())
+    assert result['checkpoint'] == f'iter_{length}.pth'
+
+    text = (work / 'report.md').read_text()
+    first, second = text.split('## Equal training time')
+    assert '## Equal iterations' in first
+    row = re.search(r'^\| sapa-b( †)? \| 1 \| (.*) \|$', second, re.M)[2].split(' | ')
+    assert row[0] == f'{result["metrics"]["mIoU"]:.2f}'
+    assert row[3] == f'{length} iterations' and re.fullmatch(r'\d+ s', row[4])
+    assert re.search(r'\| sapa-b \| [-+]\d+\.\d\d \| [-+]\d+\.\d\d \| - \| one seed \|', second)
+    assert '![mIoU of validation over seconds of training](accuracy_over_time.png)' in text
+    assert (work / 'accuracy_over_time.png').is_file()
+
+    # What is finished is reported without a training, of each budget alone as well.
+    logs = {path: path.read_bytes() for path in work.glob('**/log.txt')}
+    for budgets in (['iterations'], ['time']):
+        assert compare.main([*options, '--report-only', '--budget', *budgets]) == 0
+        assert (work / 'pictures.png').stat().st_size > 1000
+        text = (work / 'report.md').read_text()
+        assert '2 of 2 runs are finished.' in text
+        assert ('## Equal training time' in text) == ('time' in budgets)
+    assert {path: path.read_bytes() for path in work.glob('**/log.txt')} == logs
+
+
 def test_sigterm_stops_what_runs(base, tmp_path):
     work = tmp_path / 'work'
     options = ['--upsamplers', 'bilinear', '--seeds', '0', '1', '--jobs', '1']
@@ -238,13 +325,13 @@ def variant(name: str, scores: dict[int, float], flops: float = 1e9) -> report.V
     return report.Variant(name, results, cost)
 
 
-def test_the_report_has_means_spreads_and_defeats(tmp_path):
+def test_the_report_has_means_spreads_and_differences(tmp_path):
     variants = [
         variant('carafe', {1: 50.0, 2: 54.0}, 2e9),
         variant('sapa-b', {1: 51.0, 2: 49.0}),
         variant('nearest', {}),
     ]
-    files = report.write_report(tmp_path, 'Title', ['A note.'], variants, False)
+    files = report.write_report(tmp_path, 'Title', ['A note.'], {'iterations': variants}, False)
     assert sorted(file.name for file in files) == sorted(path.name for path in tmp_path.iterdir())
     text = (tmp_path / 'report.md').read_text()
     spread = statistics.stdev([50, 54])
@@ -254,7 +341,8 @@ def test_the_report_has_means_spreads_and_defeats(tmp_path):
     ) in text
     assert '| nearest | 0 | - | - | 1,234,567 | 1.00 | 20.0 ms (1.50x) | - | - |' in text
     assert 'By mean mIoU: carafe > sapa-b.' in text
-    assert '- sapa-b loses to carafe by 2.00 (1 of 2 seeds).' in text
+    # Without bilinear the first is the baseline. -2 ± t(0.975, 1) · 4.243 / √2 is -2 ± 38.12.
+    assert '| sapa-b | +1.00 | -5.00 | -2.00 ± 4.24 | -40.12 to +36.12 | undecided |' in text
     assert '| sapa-b | 51.00 | 49.00 |' in text
     page = (tmp_path / 'report.html').read_text()
     assert '<td style="text-align:right">51.00</td>' in page and '<h1>Title</h1>' in page
@@ -275,7 +363,7 @@ def test_errors_are_the_better_the_smaller(tmp_path):
         )
 
     variants = [depth('nearest', {0: 0.1, 1: 0.2}), depth('sapa-b', {0: 0.12, 1: 0.16})]
-    report.write_report(tmp_path, 'Title', [], variants, False)
+    report.write_report(tmp_path, 'Title', [], {'iterations': variants}, False)
     text = (tmp_path / 'report.md').read_text()
     assert '| upsampler | seeds | abs rel ↓ | edge accuracy (px) ↓ | δ1 | parameters' in text
     spread = statistics.stdev([0.12, 0.16])
@@ -283,17 +371,18 @@ def test_errors_are_the_better_the_smaller(tmp_path):
     assert 'By mean abs rel: sapa-b < nearest.' in text
     assert 'By mean edge accuracy: sapa-b < nearest.' in text
     assert 'By mean δ1: sapa-b > nearest.' in text
-    assert 'loses' not in text
-    variants = [depth('nearest', {0: 0.1, 1: 0.2}), depth('sapa-b', {0: 0.12, 1: 0.26})]
-    report.write_report(tmp_path, 'Title', [], variants, False)
+    # An error's differences of -0.1000 and -0.1004 are a gain, and of δ1 both are one.
+    variants = [depth('nearest', {0: 0.2, 1: 0.3}), depth('sapa-b', {0: 0.1, 1: 0.1996})]
+    report.write_report(tmp_path, 'Title', [], {'iterations': variants}, False)
     text = (tmp_path / 'report.md').read_text()
-    assert '- sapa-b loses to nearest by 0.0400 (2 of 2 seeds).' in text
-    assert '- sapa-b loses to nearest by 0.400 (2 of 2 seeds).' in text
-    assert '| sapa-b | 0.1200 | 0.2600 |' in text
+    row = '| sapa-b | -0.1000 | -0.1004 | -0.1002 ± 0.0003 | -0.1027 to -0.0977 | gain |'
+    assert '| abs rel ↓, less nearest | seed 0 | seed 1 |' in text and row in text
+    assert '| sapa-b | +0.1000 | +0.1004 | +0.1002 ± 0.0003 | +0.0977 to +0.1027 | gain |' in text
+    assert '| sapa-b | 0.1000 | 0.1996 |' in text
 
 
 def test_a_report_of_nothing(tmp_path):
-    report.write_report(tmp_path, 'Title', [], [variant('sapa-b', {})], False)
+    report.write_report(tmp_path, 'Title', [], {'iterations': [variant('sapa-b', {})]}, False)
     assert '| sapa-b | 0 | 1,234,567 |' in (tmp_path / 'report.md').read_text()
 
 
@@ -303,6 +392,11 @@ def test_a_report_of_nothing(tmp_path):
         (['none.py'], 'no file'),
         (['--upsamplers', 'sapa-b,sappa'], "argument --upsamplers: .*got 'sappa'"),
         (['--upsamplers', 'sapa-b,sapa_b'], 'argument --upsamplers: expected every upsampler once'),
+        (
+            ['--upsamplers', 'fade', '--baseline', 'sapa-b'],
+            'argument --baseline: expected one',
+        ),
+        (['--budget', 'money'], 'argument --budget: invalid choice'),
         (['--seeds', '1', '1'], 'argument --seeds: expected every seed once'),
         (['mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py'], 'PSPHead'),
     ],

@@ -2,13 +2,15 @@
 
   %(prog)s mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py
   %(prog)s my_detector.py --upsamplers nearest,carafe,sapa-b --seeds 0 1 --jobs 2
+  %(prog)s my_segmentor.py --budget iterations time --baseline bilinear
 
 CONFIG is a path or the name of a config that a framework installs, of a model whose features are
 upsampled by a host of this project (`sapa-mm swap` says which). Every upsampler gets a
-config of its own that differs in nothing else, every seed a training and a test. A comparison that
-was stopped, by whatever, goes on where it was when it is started again: what is finished is kept,
-and a training resumes from its last checkpoint. The report, of what is finished, is in the work dir
-as report.md and report.html.
+config of its own that differs in nothing else, every seed a training and a test. With the budget
+'time' each trains for as long as the fastest needs for the whole schedule, by a shortened one; the
+time of an iteration is measured before. A comparison that was stopped, by whatever, goes on where
+it was when it is started again: what is finished is kept, and a training resumes from its last
+checkpoint. The report, of what is finished, is in the work dir as report.md and report.html.
 """
 
 import argparse
@@ -25,7 +27,18 @@ from ..errors import ToolError, reported_by
 from ..presets import upsampler_config, upsampler_name, upsampler_names
 from ..swap import swap
 
-UPSAMPLERS = ('nearest', 'bilinear', 'carafe', 'index-net', 'a2u', 'sapa-i', 'sapa-b', 'sapa-g')
+UPSAMPLERS = (
+    'nearest',
+    'bilinear',
+    'carafe',
+    'index-net',
+    'a2u',
+    'dysample',
+    'fade',
+    'sapa-i',
+    'sapa-b',
+    'sapa-g',
+)
 
 
 def names(text: str) -> list[str]:
@@ -57,6 +70,19 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         help=f'some of {", ".join(upsampler_names())} ({",".join(UPSAMPLERS)})',
     )
     add('--seeds', type=int, nargs='+', default=[0, 1, 2], help='seeds (0 1 2)')
+    add(
+        '--budget',
+        nargs='+',
+        choices=('iterations', 'time'),
+        default=['iterations'],
+        help='what all get the same of; both may be given (iterations)',
+    )
+    add(
+        '--baseline',
+        type=upsampler_name,
+        metavar='NAME',
+        help='what the others are compared with (bilinear, or else the first)',
+    )
     add('--work-dir', type=Path, help="where to keep everything (work_dirs/compare/CONFIG's name)")
     add('--jobs', type=positive, help='trainings at a time (one a GPU, or one without)')
     add(
@@ -77,15 +103,18 @@ def check(options: argparse.Namespace) -> None:
     """Check what can be told before a folder is made.
 
     Raises:
-        ToolError: A seed comes twice, a package is missing, or CONFIG has nothing to swap.
+        ToolError: A seed comes twice, the baseline is not compared, a package is missing, or CONFIG
+            has nothing to swap.
     """
     if len(set(options.seeds)) < len(options.seeds):
         raise ToolError(f'argument --seeds: expected every seed once, got {options.seeds}')
-    missing = [
-        name for name in ('matplotlib', 'rich', 'markdown_it') if not importlib.util.find_spec(name)
-    ]
+    if options.baseline and options.baseline not in options.upsamplers:
+        listed = ', '.join(options.upsamplers)
+        raise ToolError(f'argument --baseline: expected one of {listed}, got {options.baseline}')
+    needed = ('matplotlib', 'rich', 'markdown_it', 'scipy')
+    missing = [name for name in needed if not importlib.util.find_spec(name)]
     if missing:
-        raise ToolError(f'{", ".join(missing)} missing: pip install matplotlib rich')
+        raise ToolError(f'{", ".join(missing)} missing: pip install matplotlib rich scipy')
     swap(read_config(options.config), upsampler_config(options.upsamplers[0]))
 
 

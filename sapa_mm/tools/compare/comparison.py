@@ -20,9 +20,13 @@ from ..output import write_json, write_text
 from ..predictions import draw_predictions
 from ..presets import upsampler_config
 from ..swap import swap
-from .pool import make_runs
-from .report import Variant, write_report
-from .runs import Run, locked, plan
+from .disturbance import disturbances
+from .history import read_history
+from .pace import describe_pace, measure_pace, read_pace, seconds_of, write_equal_time
+from .pool import environments, make_runs
+from .report import write_report
+from .runs import Run, locked, plan, share
+from .variants import Variant
 
 # These are finished runs, each with what it measured.
 Results = Sequence[tuple[Run, dict[str, Any]]]
@@ -128,14 +132,11 @@ def measure_cost(
     return dict(zip(variants, known['rows'], strict=True))
 
 
-def draw(
-    path: Path, configs: Mapping[str, Path], finished: Results, count: int, device: str
-) -> None:
+def draw(path: Path, finished: Results, count: int, device: str) -> None:
     """Draw what a finished run of each upsampler predicts.
 
     Args:
         path: File to write.
-        configs: Config file of every upsampler.
         finished: The finished runs, at least one; the first of an upsampler predicts.
         count: How many images there are.
         device: Where to predict.
@@ -146,7 +147,7 @@ def draw(
     models: dict[str, tuple[Config, str]] = {}
     for run, result in finished:
         if run.upsampler not in models:
-            cfg = read_config(str(configs[run.upsampler]))
+            cfg = read_config(str(run.config))
             models[run.upsampler] = cfg, str(run.folder / result['checkpoint'])
     try:
         draw_predictions(path, models, count, device)
@@ -155,19 +156,79 @@ def draw(
         raise ToolError(f'{path.name} cannot be drawn: {what}') from error
 
 
-def describe(
-    config: str, runs: Sequence[Run], finished: Results, size: Sequence[int], device: str
-) -> list[str]:
+def describe(config: str, runs: Sequence[Run], size: Sequence[int], device: str) -> list[str]:
     """Return the paragraphs that say what was run where, and what the figures are."""
     info = environment(torch.device(device))
+    finished = sum(run.result() is not None for run in runs)
     return [
-        f'Base config: `{config}`. {len(finished)} of {len(runs)} runs are finished. '
+        f'Base config: `{config}`. {finished} of {len(runs)} runs are finished. '
         f'{info["date"]}, {info["device"]}, torch {info["torch"]}.',
         f'Mean ± standard deviation over the seeds, which are the same for all. GFLOPs '
         f'(multiply-adds) and latency are of one image of {size[0]}x{size[1]}, the latency in '
         'float32, all models in turns; in brackets, times the first. Memory is the most that '
         'training took, of the GPU or without one of the process; an iteration is the median one.',
+        'Differences are of runs with the same seed. Their mean has a two-sided 95 % interval by '
+        "Student's t; it is a gain or a loss where that excludes 0. Nothing corrects for how many "
+        'variants there are.',
     ]
+
+
+def plan_equal_time(
+    options: argparse.Namespace,
+    configs: Mapping[str, Path],
+    whole: Sequence[Run],
+    device: str,
+    work: Path,
+) -> tuple[list[Run], str]:
+    """Measure how fast the variants train, unless only a report is asked for, and plan by that.
+
+    Args:
+        options: The options.
+        configs: Config file of every upsampler, with the whole schedule.
+        whole: The runs of those.
+        device: Where to train.
+        work: Folder of the comparison.
+
+    Returns:
+        The runs with equal time, and a paragraph on them.
+
+    Raises:
+        ToolError: The pace cannot be measured, or was not and is not to be.
+    """
+    gpus = torch.cuda.device_count()
+    jobs = options.jobs or max(gpus, 1)
+    if options.report_only:
+        known = read_pace(whole, None, work)
+    else:
+        known = measure_pace(whole, device, work, environments(jobs, gpus)[0])
+    seconds = seconds_of(whole, known)
+    if seconds is None:
+        raise ToolError('equal time is not reported: how fast all train was not measured yet')
+    folder = work / 'equal-time'
+    paths = write_equal_time(configs, seconds, folder / 'configs')
+    runs = plan(paths, options.seeds, folder, equal_time=True)
+    return runs, describe_pace(whole, seconds, known, jobs)
+
+
+def describe_variants(runs: Sequence[Run], cost: Mapping[str, dict[str, Any]]) -> list[Variant]:
+    """Return what is known of each variant.
+
+    Args:
+        runs: All of a budget.
+        cost: The row of each variant.
+    """
+    variants = []
+    for name in cost:
+        of_it = [run for run in runs if run.upsampler == name]
+        results = {run.seed: result for run in of_it if (result := run.result())}
+        histories = {
+            run.seed: read_history(run.folder, run.logging) for run in of_it if run.seed in results
+        }
+        length = of_it[0].logging.text
+        variants.append(
+            Variant(name, results, cost[name], histories, length, disturbances(histories))
+        )
+    return variants
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -199,31 +260,42 @@ def compare_in(work: Path, name: str, options: argparse.Namespace) -> int:
     size = options.image_size or config_size(read_config(str(next(iter(configs.values())))))
     if size is None:
         raise ToolError(f'CONFIG: {options.config} names no size of its images; give --image-size')
-    runs = plan(configs, options.seeds, work)
-    cost = measure_cost(runs, size, device, work)
+    whole = plan(configs, options.seeds, work)
+    cost = measure_cost(whole, size, device, work)
 
-    failures = []
-    if not options.report_only:
-        failures = make_runs(runs, options.jobs or max(gpus, 1), gpus)
-    finished = [(run, result) for run in runs if (result := run.result())]
-    pictures = False
-    if finished:
+    failures, more_notes = [], []
+    budgets = {'iterations': whole} if 'iterations' in options.budget else {}
+    if 'time' in options.budget:
         try:
-            draw(work / 'pictures.png', configs, finished, options.images, device)
-            pictures = True
+            timed, note = plan_equal_time(options, configs, whole, device, work)
         except ToolError as error:
+            if not budgets:
+                raise
             failures.append(str(error))
+        else:
+            whole, timed = share(whole, timed, prefer_timed=not budgets)
+            budgets = {budget: whole for budget in budgets} | {'time': timed}
+            more_notes.append(note)
+    # Seed by seed, each once.
+    runs = list(dict.fromkeys(run for both in zip(*budgets.values(), strict=True) for run in both))
+    if not options.report_only:
+        failures += make_runs(runs, options.jobs or max(gpus, 1), gpus)
+    pictures = False
+    for planned in budgets.values():
+        finished = [(run, result) for run in planned if (result := run.result())]
+        if finished:
+            try:
+                draw(work / 'pictures.png', finished, options.images, device)
+                pictures = True
+            except ToolError as error:
+                failures.append(str(error))
+            break
 
-    variants = [
-        Variant(
-            upsampler,
-            {run.seed: result for run, result in finished if run.upsampler == upsampler},
-            cost[upsampler],
-        )
-        for upsampler in options.upsamplers
-    ]
-    notes = describe(options.config, runs, finished, size, device)
-    for path in write_report(work, f'Upsamplers in {name}', notes, variants, pictures):
+    variants = {budget: describe_variants(planned, cost) for budget, planned in budgets.items()}
+    notes = describe(options.config, runs, size, device) + more_notes
+    title = f'Upsamplers in {name}'
+    baseline = options.baseline or 'bilinear'
+    for path in write_report(work, title, notes, variants, pictures, baseline):
         print(path)
     for failure in failures:
         print(failure, file=sys.stderr)

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from ..errors import ToolError
 from .display import Display
 from .processes import Processes
-from .report import METRICS
 from .runs import Run, execute
+from .variants import METRICS
 
 
 def environments(jobs: int, gpus: int) -> list[dict[str, str]]:
@@ -70,11 +70,7 @@ class Pool:
         try:
             with self._display.bar(run.name) as advance:
                 result = execute(run, slot, advance, self._processes)
-                shown = ', '.join(
-                    f'{key} {value:.{METRICS[key].decimals if key in METRICS else 2}f}'
-                    for key, value in result['metrics'].items()
-                )
-                self._display.say(f'{run.name}: {shown}')
+                self._display.say(f'{run.name}: {describe_metrics(result["metrics"])}')
         except ToolError as error:
             if not self._processes.stopped:
                 self._failures.append(f'{run.name}: {error}')
@@ -82,6 +78,15 @@ class Pool:
                 self._display.say(f'{run.name} failed: {what}', 'red')
         finally:
             self._free.put(slot)
+
+
+def describe_metrics(metrics: Mapping[str, float]) -> str:
+    """Return what a test gave in a line: the metrics that reports show, or all if it is none."""
+    known = {key: value for key, value in metrics.items() if key in METRICS}
+    return ', '.join(
+        f'{key} {value:.{METRICS[key].decimals if key in METRICS else 2}f}'
+        for key, value in (known or metrics).items()
+    )
 
 
 def make_runs(runs: Sequence[Run], jobs: int, gpus: int) -> list[str]:

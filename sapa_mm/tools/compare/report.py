@@ -3,124 +3,56 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from markdown_it import MarkdownIt
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from ..output import markdown_table, write_atomically, write_text
+from .curves import curves_table, plot_curves, training_seconds
+from .differences import differences_table
+from .variants import (
+    METRICS,
+    Variant,
+    axis_label,
+    heading,
+    mean_and_spread,
+    shown_metrics,
+    style,
+    value,
+    values,
+)
 
-
-class Metric(NamedTuple):
-    """A metric, as the report shows it.
-
-    Attributes:
-        label: What the report calls it.
-        factor: What a test's figure is multiplied by: COCO gives shares, which become percent.
-        unit: Of the figures.
-        decimals: How many are shown.
-        less_is_better: Whether it is an error.
-    """
-
-    label: str
-    factor: float = 1
-    unit: str = '%'
-    decimals: int = 2
-    less_is_better: bool = False
-
-
-def _error(label: str, unit: str = '', decimals: int = 3) -> Metric:
-    return Metric(label, 1, unit, decimals, less_is_better=True)
-
-
-# The table shows these metrics, in this order, where the test gives them.
-METRICS = {
-    'mIoU': Metric('mIoU'),
-    'mBIoU': Metric('boundary IoU'),
-    'aAcc': Metric('pixel accuracy'),
-    'coco/bbox_mAP': Metric('box AP', 100),
-    'coco/segm_mAP': Metric('mask AP', 100),
-    'SAD': _error('SAD', 'thousands', 3),
-    'MSE': _error('MSE', decimals=4),
-    'Grad': _error('Grad', 'thousands', 3),
-    'Conn': _error('Conn', 'thousands', 3),
-    'abs_rel': _error('abs rel', decimals=4),
-    'dbe_comp': _error('edge completeness', 'px'),
-    'dbe_acc': _error('edge accuracy', 'px'),
-    'rmse': _error('RMSE', 'm'),
-    'd1': Metric('δ1', 1, '', 4),
-    'd2': Metric('δ2', 1, '', 4),
-    'd3': Metric('δ3', 1, '', 4),
-    'sq_rel': _error('sq rel', decimals=4),
-    'rmse_log': _error('RMSE log', decimals=4),
-    'log10': _error('log10', decimals=4),
-    'silog': _error('SILog', decimals=2),
-}
 STYLE = """\
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse } td, th { border: 1px solid #bbb; padding: .3em .7em }
 img { max-width: 100% }
 """
+# What every variant gets the same of, as headings call it.
+BUDGETS = {'iterations': 'Equal iterations', 'time': 'Equal training time'}
+DAGGER = ' †'
 
 
-class Variant(NamedTuple):
-    """Holds what is known of an upsampler.
+def main_table(variants: Sequence[Variant], training: bool = False) -> str:
+    """Write the table of means and costs.
 
-    Attributes:
-        name: Its name.
-        results: What its finished runs measured, by seed.
-        cost: Its row of `benchmark.py --models`.
+    Args:
+        variants: All.
+        training: Whether it says how long each trained.
     """
-
-    name: str
-    results: Mapping[int, dict[str, Any]]
-    cost: dict[str, Any]
-
-
-def values(variant: Variant, metric: str) -> list[float]:
-    """Return a metric of all seeds, in its unit."""
-    return [value(result, metric) for result in variant.results.values()]
-
-
-def value(result: Mapping[str, Any], metric: str) -> float:
-    """Return a metric of a run, in its unit."""
-    return METRICS[metric].factor * result['metrics'][metric]
-
-
-def mean_and_spread(numbers: Sequence[float], decimals: int) -> str:
-    """Format 'mean ± sample standard deviation', the latter where there are at least two."""
-    mean = f'{statistics.mean(numbers):.{decimals}f}'
-    if len(numbers) == 1:
-        return mean
-    return f'{mean} ± {statistics.stdev(numbers):.{decimals}f}'
-
-
-def shown_metrics(variants: Sequence[Variant]) -> list[str]:
-    """Return the known metrics that every finished run has."""
-    found = [result['metrics'] for v in variants for result in v.results.values()]
-    return [name for name in METRICS if found and all(name in metrics for metrics in found)]
-
-
-def heading(metric: str) -> str:
-    """Return what a metric is called, and of an error which way is better."""
-    label, unit = METRICS[metric].label, METRICS[metric].unit
-    text = f'{label} ({unit})' if unit not in ('', '%') else label
-    return f'{text} ↓' if METRICS[metric].less_is_better else text
-
-
-def main_table(variants: Sequence[Variant]) -> str:
-    """Write the table of means and costs."""
     metrics = shown_metrics(variants)
     heads = ['upsampler', 'seeds', *(heading(name) for name in metrics)]
+    heads += ['trained', 'training time'] if training else []
     heads += ['parameters', 'GFLOPs', 'latency', 'training memory', 'iteration']
     rows = []
     for v in variants:
-        cells = [v.name, str(len(v.results))]
+        cells = [v.name + (DAGGER if v.disturbed else ''), str(len(v.results))]
         cells += [
             mean_and_spread(values(v, name), METRICS[name].decimals) if v.results else '-'
             for name in metrics
         ]
+        if training:
+            trained = training_seconds(v)
+            cells += [v.length, '-' if trained is None else f'{trained:,.0f} s']
         cost = v.cost
         cells += [f'{cost["parameters"]:,}', f'{cost["flops"] / 1e9:.2f}']
         cells.append(f'{cost["ms"]:.1f} ms ({cost["time_over_first"]:.2f}x)')
@@ -140,7 +72,10 @@ def seeds_table(variants: Sequence[Variant], metric: str) -> str:
         [
             v.name,
             *(
-                f'{value(v.results[seed], metric):.{decimals}f}' if seed in v.results else '-'
+                f'{value(v.results[seed], metric):.{decimals}f}'
+                f'{DAGGER if seed in v.disturbed else ""}'
+                if seed in v.results
+                else '-'
                 for seed in seeds
             ),
         ]
@@ -149,27 +84,12 @@ def seeds_table(variants: Sequence[Variant], metric: str) -> str:
     return markdown_table([heading(metric), *(f'seed {seed}' for seed in seeds)], rows, texts=1)
 
 
-def comparisons(variants: Sequence[Variant], metric: str) -> list[str]:
-    """Say in sentences what is best, and against which others SAPA loses, seed by seed."""
+def ranking(variants: Sequence[Variant], metric: str) -> str:
+    """Say in a sentence in what order variants are by a metric."""
+    sign, relation = (1, ' < ') if METRICS[metric].less_is_better else (-1, ' > ')
     done = [v for v in variants if v.results]
-    label, *_, decimals, less_is_better = METRICS[metric]
-    sign, relation = (-1, ' < ') if less_is_better else (1, ' > ')
-    ranked = sorted(done, key=lambda v: -sign * statistics.mean(values(v, metric)))
-    lines = [f'By mean {label}: {relation.join(v.name for v in ranked)}.', '']
-    for sapa in (v for v in done if v.name.startswith('sapa')):
-        for other in (v for v in done if not v.name.startswith('sapa')):
-            seeds = sapa.results.keys() & other.results.keys()
-            gains = [
-                sign * (value(sapa.results[s], metric) - value(other.results[s], metric))
-                for s in sorted(seeds)
-            ]
-            if gains and (mean := statistics.mean(gains)) < 0:
-                lost = sum(gain < 0 for gain in gains)
-                lines.append(
-                    f'- {sapa.name} loses to {other.name} by {-mean:.{decimals}f} '
-                    f'({lost} of {len(gains)} seeds).'
-                )
-    return lines
+    ranked = sorted(done, key=lambda v: sign * statistics.mean(values(v, metric)))
+    return f'By mean {METRICS[metric].label}: {relation.join(v.name for v in ranked)}.'
 
 
 def plot(path: Path, variants: Sequence[Variant], metric: str) -> None:
@@ -177,73 +97,148 @@ def plot(path: Path, variants: Sequence[Variant], metric: str) -> None:
 
     Args:
         path: File to write; the suffix gives the format.
-        variants: With a result each.
+        variants: At least one has a result.
         metric: One of `METRICS`.
     """
     figure = Figure(figsize=(9.5, 4.2), layout='constrained')
     axes = figure.subplots(1, 2, sharey=True)
-    colours = colormaps['tab10']
+    first = next(v for v in variants if v.results)
     panels = {
         'GFLOPs of one image': lambda v: v.cost['flops'] / 1e9,
-        f'latency of one image, times that of {variants[0].name}': (
-            lambda v: v.cost['time_over_first'] / variants[0].cost['time_over_first']
+        f'latency of one image, times that of {first.name}': (
+            lambda v: v.cost['time_over_first'] / first.cost['time_over_first']
         ),
     }
     for axis, (label, cost) in zip(axes, panels.items(), strict=True):
         for i, v in enumerate(variants):
             numbers = values(v, metric)
+            if not numbers:
+                continue
             spread = statistics.stdev(numbers) if len(numbers) > 1 else None
             axis.errorbar(
                 cost(v),
                 statistics.mean(numbers),
                 yerr=spread,
-                fmt='osD^v<>ph*'[i % 10],
-                color=colours(i % 10),
                 capsize=3,
                 label=v.name,
+                **{**style(i), 'linestyle': 'none'},
             )
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
-    label, unit = METRICS[metric].label, METRICS[metric].unit
-    name = f'{label} ({unit})' if unit else label
-    axes[0].set_ylabel(f'{name}, mean and standard deviation')
+    axes[0].set_ylabel(f'{axis_label(metric)}, mean and standard deviation')
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside lower center', ncols=5, frameon=False)
     write_atomically(path, lambda part: figure.savefig(part, dpi=150))
 
 
+def footnote(variants: Sequence[Variant]) -> list[str]:
+    """Return the lines that name the disturbed runs, or none."""
+    found = [
+        f'- {v.name}, seed {seed}: {what}.'
+        for v in variants
+        for seed, what in sorted(v.disturbed.items())
+    ]
+    if not found:
+        return []
+    head = 'Something, such as other work, disturbed these runs; the median time of an iteration'
+    return [f'† {head} was', '', *found, '']
+
+
+def budget_section(
+    variants: Sequence[Variant], baseline: str, training: bool, plotted: Path | None, level: str
+) -> list[str]:
+    """Write the tables of a budget.
+
+    Args:
+        variants: All.
+        baseline: Name of the one that the others are compared with.
+        training: Whether the main table says how long each trained.
+        plotted: The plot of accuracy over cost, if it belongs here.
+        level: Marks of the headings.
+
+    Returns:
+        Lines.
+    """
+    metrics = shown_metrics(variants)
+    lines = [main_table(variants, training), '', *footnote(variants)]
+    if plotted:
+        lines += [f'![{METRICS[metrics[0]].label} over the cost of an image]({plotted.name})', '']
+    against = next((v for v in variants if v.name == baseline), variants[0])
+    for metric in metrics[:4]:
+        lines += [ranking(variants, metric), '']
+        if table := differences_table(variants, against, metric):
+            lines += [table, '']
+    if metrics:
+        lines += [f'{level} Every seed', '']
+    for metric in metrics:
+        lines += [seeds_table(variants, metric), '']
+    return lines
+
+
+def time_section(folder: Path, budgets: Mapping[str, Sequence[Variant]], metric: str) -> list[str]:
+    """Write accuracy_over_time.png and what the report says of it.
+
+    Args:
+        folder: Where.
+        budgets: All variants by the budget's heading.
+        metric: One of `METRICS`.
+
+    Returns:
+        Lines; none without validations in the logs.
+    """
+    path = folder / 'accuracy_over_time.png'
+    if not plot_curves(path, budgets, metric):
+        path.unlink(missing_ok=True)
+        return []
+    lines = ['## Accuracy over training time', '']
+    lines += [f'![{METRICS[metric].label} of validation over seconds of training]({path.name})', '']
+    for title, variants in budgets.items():
+        if table := curves_table(variants, metric):
+            lines += [f'{title}, at shares of the time of the fastest:', '', table, '']
+    return lines
+
+
 def write_report(
-    folder: Path, title: str, notes: Sequence[str], variants: Sequence[Variant], pictures: bool
+    folder: Path,
+    title: str,
+    notes: Sequence[str],
+    budgets: Mapping[str, Sequence[Variant]],
+    pictures: bool,
+    baseline: str = 'bilinear',
 ) -> list[Path]:
-    """Write report.md, report.html and accuracy_over_cost.png.
+    """Write report.md, report.html, accuracy_over_cost.png and accuracy_over_time.png.
 
     Args:
         folder: Where.
         title: Of the report.
         notes: Paragraphs on what was run where.
-        variants: All that are compared; not all need results.
+        budgets: All that are compared, not all of which need results, by a key of `BUDGETS`.
         pictures: Whether there is a pictures.png to show.
+        baseline: The variant that the others are compared with; if it is none of them, the first.
 
     Returns:
         The files.
     """
-    done = [v for v in variants if v.results]
-    metrics = shown_metrics(variants)
     lines = [f'# {title}', '']
     for note in notes:
         lines += [note, '']
-    lines += [main_table(variants), '']
-    files = []
-    if metrics:
-        path = folder / 'accuracy_over_cost.png'
-        plot(path, done, metrics[0])
-        files.append(path)
-        lines += [f'![{METRICS[metrics[0]].label} over the cost of an image]({path.name})', '']
-        for metric in metrics[:4]:
-            lines += [*comparisons(variants, metric), '']
-        lines += ['## Every seed', '']
-        for metric in metrics:
-            lines += [seeds_table(variants, metric), '']
+    files: list[Path] = []
+    plain = list(budgets) == ['iterations']
+    for budget, variants in budgets.items():
+        path = None
+        if (metrics := shown_metrics(variants)) and not files:
+            path = folder / 'accuracy_over_cost.png'
+            plot(path, variants, metrics[0])
+            files.append(path)
+        lines += [] if plain else [f'## {BUDGETS[budget]}', '']
+        level = '##' if plain else '###'
+        lines += budget_section(variants, baseline, budget == 'time', path, level)
+    shown = shown_metrics([v for variants in budgets.values() for v in variants])
+    if shown:
+        titled = {BUDGETS[budget]: variants for budget, variants in budgets.items()}
+        found = time_section(folder, titled, shown[0])
+        files += [folder / 'accuracy_over_time.png'] if found else []
+        lines += found
     if pictures:
         lines += ['## Predictions', '', '![Images and predictions side by side](pictures.png)', '']
     text = '\n'.join(lines)

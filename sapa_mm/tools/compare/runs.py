@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import json
 import re
-import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,10 +17,10 @@ from ..configs import own_script, read_config
 from ..errors import ToolError
 from ..logs import last_metrics
 from ..output import write_json
+from .history import EPOCH, Logging, iteration_seconds
 from .processes import Processes
 
 ITERATION = re.compile(r'Iter\(train\)\s+\[\s*(\d+)/(\d+)\]')
-EPOCH = re.compile(r'Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\]')
 GPU_MEMORY = re.compile(r'\bmemory: (\d+)')
 
 
@@ -35,7 +34,8 @@ class Run:
         config: The variant's config file, which depends on no other.
         folder: Where the run is kept.
         fingerprint: What tells the run from one of another config.
-        epochs: How many the training has, if it counts by them.
+        logging: How long the training is, and how its logs count.
+        equal_time: Whether it gets the time of the fastest, instead of the whole schedule.
     """
 
     upsampler: str
@@ -43,12 +43,14 @@ class Run:
     config: Path
     folder: Path
     fingerprint: str
-    epochs: int | None
+    logging: Logging
+    equal_time: bool = False
 
     @property
     def name(self) -> str:
         """Return what messages call the run."""
-        return f'{self.upsampler}, seed {self.seed}'
+        name = f'{self.upsampler}, seed {self.seed}'
+        return f'{name}, equal time' if self.equal_time else name
 
     def state(self) -> dict[str, Any]:
         """Read what is known of the run, finished or not.
@@ -85,25 +87,53 @@ class Run:
         return state if 'metrics' in state else None
 
 
-def plan(configs: Mapping[str, Path], seeds: Sequence[int], work: Path) -> list[Run]:
+def plan(
+    configs: Mapping[str, Path], seeds: Sequence[int], work: Path, equal_time: bool = False
+) -> list[Run]:
     """List the runs of a comparison, seed by seed.
 
     Args:
         configs: Config file of every upsampler.
         seeds: The seeds.
-        work: Folder of the comparison.
+        work: Folder of the runs.
+        equal_time: Whether the configs are those of equal time.
 
     Raises:
         ToolError: A config cannot be read, or a folder holds a run of another one.
     """
     runs = []
     for name, path in configs.items():
-        epochs = read_config(str(path)).train_cfg.get('max_epochs')
+        logging = Logging.of(read_config(str(path)))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        runs += [Run(name, s, path, work / name / f'seed{s}', digest, epochs) for s in seeds]
+        runs += [
+            Run(name, seed, path, work / name / f'seed{seed}', digest, logging, equal_time)
+            for seed in seeds
+        ]
     for run in runs:
         run.state()
     return sorted(runs, key=lambda run: seeds.index(run.seed))
+
+
+def share(
+    whole: Sequence[Run], timed: Sequence[Run], prefer_timed: bool
+) -> tuple[list[Run], list[Run]]:
+    """Let a run with the whole schedule serve both budgets, instead of being made twice.
+
+    Args:
+        whole: Runs of equal iterations.
+        timed: Runs of equal time, of the same variants and seeds in the same order.
+        prefer_timed: Whether it is made as one of equal time, if neither was begun.
+
+    Returns:
+        Both, where runs of the same config are the same: the one that was begun, if one was.
+    """
+    shared = []
+    for pair in zip(whole, timed, strict=True):
+        one, other = pair[::-1] if prefer_timed else pair
+        begun = (other.folder / 'run.json').is_file() and not (one.folder / 'run.json').is_file()
+        kept = other if begun else one
+        shared.append((kept, kept) if one.fingerprint == other.fingerprint else pair)
+    return [one for one, _ in shared], [other for _, other in shared]
 
 
 def command(tool: str, run: Run, *arguments: str, folder: Path) -> list[str]:
@@ -137,17 +167,6 @@ def progress_of(line: str, epochs: int | None) -> float | None:
     return None
 
 
-def iteration_seconds(folder: Path) -> float | None:
-    """Return the median time of a training iteration in a folder's logs, those of all attempts."""
-    records = [
-        json.loads(line)
-        for path in folder.glob('*/vis_data/scalars.json')
-        for line in path.read_text().splitlines()
-    ]
-    times = [record['time'] for record in records if 'loss' in record and 'time' in record]
-    return statistics.median(times) if times else None
-
-
 def execute(
     run: Run,
     env: Mapping[str, str],
@@ -175,7 +194,7 @@ def execute(
 
     def follow(line: str) -> None:
         nonlocal memory_logged
-        share = progress_of(line, run.epochs)
+        share = progress_of(line, run.logging.length if run.logging.epochs else None)
         if share is not None:
             on_progress(share)
         if found := GPU_MEMORY.search(line):
