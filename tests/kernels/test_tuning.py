@@ -298,9 +298,7 @@ def test_what_does_not_fit_of_the_embedding_is_left_out(channels_last, name):
 @pytest.mark.parametrize('name', EMBEDDING)
 def test_wide_warps_of_the_embedding_are_half_as_many(name):
     # Maps with as many channels have no entries of NVIDIA's own.
-    narrow, wide = (
-        plan_of(name, launch.Device(132, 2**20, size), embed=70) for size in (32, 64)
-    )
+    narrow, wide = (plan_of(name, launch.Device(132, 2**20, size), embed=70) for size in (32, 64))
     assert [item.num_warps for item in narrow] == [2 * item.num_warps for item in wide]
     table, _ = EMBEDDING[name]
     assert {item.num_warps for item in narrow} == {entry.num_warps for entry in table.rows}

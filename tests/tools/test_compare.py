@@ -272,6 +272,12 @@ def test_stopped_processes_end_and_no_other_starts(tmp_path):
     assert log.read_text().count('begun\n') == 1
 
 
+def test_the_line_of_a_run_has_what_reports_show():
+    metrics = {'BIoU.car': 40.0, 'mIoU': 51.234, 'mBIoU-2px': 20.0}
+    assert pool.describe_metrics(metrics) == 'mIoU 51.23, mBIoU-2px 20.00'
+    assert pool.describe_metrics({'BIoU.car': 40.0}) == 'BIoU.car 40.00'
+
+
 def test_every_slot_has_a_gpu_or_a_share_of_the_cores(monkeypatch):
     monkeypatch.setattr(os, 'cpu_count', lambda: 8)
     monkeypatch.setenv('OMP_NUM_THREADS', '5')
