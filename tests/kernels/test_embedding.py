@@ -13,7 +13,7 @@ from testing_embedding import (
 )
 from testing_utils import KERNEL_DTYPES, LAYOUTS, make_tensor
 
-from sapa_mm.kernels import embedding, embedding_backward, flat, launch
+from sapa_mm.kernels import embedding, embedding_backward, embedding_plan, flat, launch
 from sapa_mm.ops import backend, embed, reference
 
 pytestmark = pytest.mark.usefixtures('poisoned_memory')
@@ -158,7 +158,7 @@ def test_offsets_of_64_bits_give_the_same(case, layout, kernel_device, monkeypat
     narrow = run_kernels(case, tensors, grad, torch.channels_last)
     asked = []
     monkeypatch.setattr(launch, '_calls', {})  # what is there for these tensors
-    monkeypatch.setattr(embedding, 'is_wide', lambda *maps: asked.append(maps) or True)
+    monkeypatch.setattr(embedding_plan, 'is_wide', lambda *maps: asked.append(maps) or True)
     wide = run_kernels(case, tensors, grad, torch.channels_last)
     # Of the forward, of the map's gradient, and of the sums for parameters.
     assert len(asked) == 3
