@@ -91,7 +91,8 @@ class SAPA(Upsampler):
         embed_dims: Width d of query and key, except with ``'inner'``.
         kernel_size: Window size K, odd.
         normalization: ``'softmax'``, ``'sigmoid'``, ``'relu'``, ``'softplus'`` or ``'none'``.
-        temperature: T.
+        temperature: T. The paper's is 1; with ``'inner'``, whose similarities are sums over C
+            channels, the square root of C trains better where it was tried (configs/camvid).
         border: What lies outside the image: ``'zero'`` (key and value 0, as published), ``'mask'``
             (left out of the normalization) or ``'replicate'``.
         self_input: What self(x) is in the plain and gated forms: ``'normalized'``, LN(x), as the
