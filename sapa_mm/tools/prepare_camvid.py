@@ -19,13 +19,13 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
+from ..matting.files import images_by_stem
 from .errors import ToolError, reported_by
 
 #: The published folder of images of every split, and how many are published.
 SPLITS = {'training': ('train', 367), 'validation': ('val', 101), 'test': ('test', 233)}
 KINDS = ('images', 'annotations')
 UNLABELLED = 11
-SUFFIXES = ('.png', '.jpg', '.jpeg')
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -44,35 +44,24 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def list_stems(folder: Path) -> dict[str, Path]:
-    """Return the images of a folder by stem.
-
-    Raises:
-        ToolError: There is no such folder, or nothing in it.
-    """
-    if not folder.is_dir():
-        raise ToolError(f'SOURCE: expected a folder {folder}, got none')
-    files = {
-        path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES
-    }
-    if not files:
-        raise ToolError(f'SOURCE: expected images in {folder}, got none')
-    return files
-
-
 def list_pairs(source: Path) -> dict[str, list[tuple[Path, Path]]]:
     """Return the images and labels of every split.
 
     Raises:
-        ToolError: A folder is missing or empty, or an image or a label map has no partner.
+        ToolError: A folder is missing or empty, two files differ by the suffix alone, or an image
+            or a label map has no partner.
     """
     pairs = {}
     for split, (name, _) in SPLITS.items():
-        images, labels = (list_stems(source / folder) for folder in (name, f'{name}annot'))
+        folders = source / name, source / f'{name}annot'
+        try:
+            images, labels = (images_by_stem(folder, 'SOURCE') for folder in folders)
+        except (OSError, ValueError) as error:
+            raise ToolError(str(error)) from error
         for stem in sorted(images.keys() ^ labels.keys()):
             alone = images.get(stem) or labels[stem]
             raise ToolError(f'SOURCE: expected an image and labels of one name, got {alone} alone')
-        pairs[split] = [(images[stem], labels[stem]) for stem in images]
+        pairs[split] = [(Path(images[stem]), Path(labels[stem])) for stem in images]
     return pairs
 
 

@@ -85,8 +85,8 @@ def empty(source):
         (all_classes, r'0 to 11 in .*valannot/0001TP_val_0\.png, got 31'),
         (colours, r'one channel .*, got 3 channels'),
         (other_size, r'labels of \(4, 6\) pixels for .*, got \(6, 4\)'),
-        (no_folder, r'expected a folder .*testannot, got none'),
-        (empty, r'expected images in .*val, got none'),
+        (no_folder, r"expected a folder of images, got no folder '.*testannot'"),
+        (empty, r"expected images \(.*\) in '.*val', got none"),
     ],
     ids=lambda value: getattr(value, '__name__', ''),
 )
