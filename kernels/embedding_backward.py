@@ -11,14 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .embedding import (
-    centred,
-    flat_parents,
-    fold,
-    gate_of,
-    load_affine,
-    load_vector,
-)
+from .embedding import centred, flat_parents, fold, gate_of, load_affine, load_vector
 from .embedding_plan import MAP, SUMS, UNSPECIALIZED, contiguous, parts_of, request_of, start
 from .flat import flat, flat_rows, is_flat
 from .launch import Constants, Device, Plan, device_of, plan_fixed, run

@@ -14,10 +14,13 @@ def make_pair(
     suffix: str = '.png',
     split: str = 'training',
     labels: np.ndarray = LABELS,
+    image: np.ndarray | None = None,
 ) -> None:
-    """An image of one grey with these labels; by default 0 to 11, one a pixel."""
+    """An image, by default of one grey, with labels, by default 0 to 11, one a pixel."""
+    if image is None:
+        image = np.full((*labels.shape, 3), 7, np.uint8)
     for room, ending, array in (
-        ('images', suffix, np.full((*labels.shape, 3), 7, np.uint8)),
+        ('images', suffix, image),
         ('annotations', '.png', labels),
     ):
         file = root / room / split / f'{name}{ending}'

@@ -182,10 +182,9 @@ class EfficientNetLite0(BaseModule):
     def train(self, mode: bool = True) -> 'EfficientNetLite0':
         """Set the mode; what is frozen and, with ``norm_eval``, all normalizations evaluate."""
         super().train(mode)
-        for part in (self._frozen(), self) if self.norm_eval else (self._frozen(),):
-            for module in part.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+        for module in (self if self.norm_eval else self._frozen()).modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
         return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
