@@ -11,7 +11,7 @@ from PIL import Image
 from sapa_mm.tools.compare import curves, report
 from sapa_mm.tools.compare.differences import difference, differences_table, interval_of_mean
 from sapa_mm.tools.compare.disturbance import disturbances
-from sapa_mm.tools.compare.history import History, Logging, iteration_seconds, read_history
+from sapa_mm.tools.compare.history import History, Logging, read_history
 from sapa_mm.tools.compare.variants import Variant, style
 
 COST = dict(parameters=1, flops=1e9, ms=2.0, time_over_first=1.0)
@@ -110,7 +110,6 @@ def test_records_of_all_attempts_are_read(tmp_path):
     # 10 · median + 20 · 0.2 + 10 · median + 10 · 0.3 + 10 · 0.2 + 15 · 0.4 + 25 · median.
     assert history.seconds(100) == pytest.approx(2 + 4 + 2 + 3 + 2 + 6 + 5)
     assert history.seconds(45) == pytest.approx(2 + 4 + 2 + 1.5)
-    assert iteration_seconds(tmp_path) == pytest.approx(0.35)  # of all eight records
 
 
 def test_overlapping_windows_are_left_out_at_the_beginning(tmp_path):
@@ -237,6 +236,7 @@ def test_a_report_of_both_budgets(tmp_path):
         'accuracy_over_cost.png',
         'accuracy_over_time.png',
         'report.html',
+        'report.json',
         'report.md',
     ]
     text = (tmp_path / 'report.md').read_text()
@@ -257,6 +257,33 @@ def test_a_report_of_both_budgets(tmp_path):
     assert '| fade | 1 | 50.00 | 50 iterations | 20 s | 1 |' in second
     assert first.count('mIoU, less fade') == second.count('mIoU, less fade') == 1
     assert text.count('accuracy_over_cost.png') == text.count('accuracy_over_time.png') == 1
+
+
+def test_the_record_has_every_run(tmp_path):
+    fast = curved('bilinear', 0.1, {50: 20.0, 100: 40.0}, {100: 44.0}, length='100 iterations')
+    slow = variant('fade', {3: 60.0}, disturbed={3: 'by much'}, length='50 iterations')
+    budgets = {'iterations': [fast, variant('a2u', {})], 'time': [fast, slow]}
+    report.write_report(tmp_path, 'Title', ['A note.'], budgets, False)
+    record = json.loads((tmp_path / 'report.json').read_text())
+    assert record['notes'] == ['A note.'] and list(record['budgets']) == ['iterations', 'time']
+    whole, timed = record['budgets'].values()
+    assert list(whole) == ['bilinear', 'a2u'] and list(timed) == ['bilinear', 'fade']
+    assert whole['a2u'] == dict(trained='', training_seconds=None, cost=COST, runs=[])
+    assert whole['bilinear'] == timed['bilinear']
+    assert whole['bilinear']['trained'] == '100 iterations'
+    assert whole['bilinear']['training_seconds'] == pytest.approx(10)
+    first, second = whole['bilinear']['runs']
+    assert [run['seed'] for run in (first, second)] == [0, 1]
+    assert first['metrics'] == {'mIoU': 50.0} and first['iteration_seconds'] == 0.5
+    assert [(v['iteration'], v['metrics']['mIoU']) for v in first['validations']] == [
+        (50, 20.0),
+        (100, 40.0),
+    ]
+    assert [v['seconds'] for v in first['validations']] == pytest.approx([5, 10])
+    assert first['disturbed'] is None
+    assert timed['fade']['runs'] == [
+        dict(seed=3, metrics={'mIoU': 60.0}, iteration_seconds=0.5, disturbed='by much')
+    ]
 
 
 def test_variants_look_different_however_many_there_are(tmp_path):

@@ -10,7 +10,8 @@ config of its own that differs in nothing else, every seed a training and a test
 'time' each trains for as long as the fastest needs for the whole schedule, by a shortened one; the
 time of an iteration is measured before. A comparison that was stopped, by whatever, goes on where
 it was when it is started again: what is finished is kept, and a training resumes from its last
-checkpoint. The report, of what is finished, is in the work dir as report.md and report.html.
+checkpoint. The report, of what is finished, is in the work dir as report.md and report.html, its
+figures as report.json.
 """
 
 import argparse

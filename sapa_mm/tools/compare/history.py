@@ -106,12 +106,6 @@ def is_training(record: dict[str, Any]) -> bool:
     return 'loss' in record and 'time' in record
 
 
-def iteration_seconds(folder: Path) -> float | None:
-    """Return the median time of a training iteration in a folder's logs, those of all attempts."""
-    times = [r['time'] for path in attempts(folder) for r in records(path) if is_training(r)]
-    return statistics.median(times) if times else None
-
-
 def epoch_length(folder: Path) -> int | None:
     """Return how many iterations an epoch has, by a run's log.txt."""
     path = folder / 'log.txt'

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from ..output import markdown_table, write_atomically, write_text
 from .curves import curves_table, plot_curves, training_seconds
 from .differences import differences_table
+from .record import write_record
 from .variants import (
     METRICS,
     Variant,
@@ -206,7 +207,7 @@ def write_report(
     pictures: bool,
     baseline: str = 'bilinear',
 ) -> list[Path]:
-    """Write report.md, report.html, accuracy_over_cost.png and accuracy_over_time.png.
+    """Write report.md, .html and .json, accuracy_over_cost.png and accuracy_over_time.png.
 
     Args:
         folder: Where.
@@ -250,4 +251,5 @@ def write_report(
     for name, content in (('report.md', text), ('report.html', page)):
         write_text(folder / name, content)
         files.append(folder / name)
-    return files
+    write_record(folder / 'report.json', notes, budgets)
+    return [*files, folder / 'report.json']

@@ -17,7 +17,7 @@ from ..configs import own_script, read_config
 from ..errors import ToolError
 from ..logs import last_metrics
 from ..output import write_json
-from .history import EPOCH, Logging, iteration_seconds
+from .history import EPOCH, Logging, read_history
 from .processes import Processes
 
 ITERATION = re.compile(r'Iter\(train\)\s+\[\s*(\d+)/(\d+)\]')
@@ -182,9 +182,9 @@ def execute(
         processes: What runs and stops the processes.
 
     Returns:
-        The run's state with what was measured: 'metrics', those of the test by name, 'seconds', of
-        a training iteration, 'memory', of the GPU or without one of the process, and 'checkpoint',
-        its name in the run's folder.
+        The run's state with what was measured: 'metrics', those of the test by name, 'seconds', the
+        median of a training iteration, 'memory', of the GPU or without one of the process, and
+        'checkpoint', its name in the run's folder.
 
     Raises:
         ToolError: Training or test failed or was stopped.
@@ -216,7 +216,7 @@ def execute(
         processes.run(test, log, env, lock, lambda line: None)
         state |= {
             'metrics': last_metrics(tested),
-            'seconds': iteration_seconds(run.folder),
+            'seconds': read_history(run.folder, run.logging).median(),
             'checkpoint': Path(checkpoint).name,
         }
         run.keep(state)
