@@ -25,6 +25,8 @@ TOOLS = ROOT / 'tools'
 
 TOY = ROOT / 'configs/_base_/segformer_mit-t_1xb8-600_toy-160x160.py'
 SIZE = ['--image-size', '32', '32']
+# Seconds that several short trainings may take on a loaded machine.
+PATIENCE = 900
 
 
 @pytest.fixture(scope='module')
@@ -73,7 +75,7 @@ def test_it_goes_on_where_it_was_killed(base, tmp_path, capsys):
     def finished(folder: Path) -> bool:
         return 'metrics' in json.loads((folder / 'run.json').read_text())
 
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + PATIENCE
     while not (second / 'last_checkpoint').is_file() and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(killed.pid, signal.SIGKILL)
@@ -147,7 +149,7 @@ def test_equal_time_goes_on_where_it_was_killed(base, tmp_path, capsys):
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        deadline = time.monotonic() + 900  # half a dozen short trainings, beside other tests
+        deadline = time.monotonic() + PATIENCE
         while not path.is_file():
             assert time.monotonic() < deadline and comparison.poll() is None
             time.sleep(0.05)
@@ -238,7 +240,7 @@ def test_sigterm_stops_what_runs(base, tmp_path):
     )
     try:
         log = work / 'bilinear' / 'seed0' / 'log.txt'
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + PATIENCE
         while not (log.is_file() and 'Iter(train)' in log.read_text()):
             assert time.monotonic() < deadline and comparison.poll() is None
             time.sleep(0.05)
