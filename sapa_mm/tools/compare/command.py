@@ -3,6 +3,7 @@
   %(prog)s mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py
   %(prog)s my_detector.py --upsamplers nearest,carafe,sapa-b --seeds 0 1 --jobs 2
   %(prog)s my_segmentor.py --budget iterations time --baseline bilinear
+  %(prog)s my_segmentor.py --upsamplers unchanged,sapa-i,sapa-i:temperature=8
 
 CONFIG is a path or the name of a config that a framework installs, of a model whose features are
 upsampled by a host of this project (`sapa-mm swap` says which). Every upsampler gets a
@@ -25,8 +26,8 @@ from pathlib import Path
 from ..arguments import positive
 from ..configs import read_config
 from ..errors import ToolError, reported_by
-from ..presets import upsampler_config, upsampler_name, upsampler_names
 from ..swap import swap
+from .choices import choice, choices, chosen_config, listed
 
 UPSAMPLERS = (
     'nearest',
@@ -40,14 +41,6 @@ UPSAMPLERS = (
     'sapa-b',
     'sapa-g',
 )
-
-
-def names(text: str) -> list[str]:
-    """Parse names of upsamplers, separated by commas."""
-    found = [upsampler_name(name) for name in text.split(',')]
-    if len(set(found)) < len(found):
-        raise argparse.ArgumentTypeError(f'expected every upsampler once, got {text}')
-    return found
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -65,10 +58,11 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
     add(
         '--upsamplers',
-        type=names,
+        type=choices,
         default=list(UPSAMPLERS),
         metavar='NAME,...',
-        help=f'some of {", ".join(upsampler_names())} ({",".join(UPSAMPLERS)})',
+        help=f'some of {listed()}, which is CONFIG as it is; a name may have options, as '
+        f'sapa-b:kernel_size=3 ({",".join(UPSAMPLERS)})',
     )
     add('--seeds', type=int, nargs='+', default=[0, 1, 2], help='seeds (0 1 2)')
     add(
@@ -80,7 +74,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
     add(
         '--baseline',
-        type=upsampler_name,
+        type=choice,
         metavar='NAME',
         help='what the others are compared with (bilinear, or else the first)',
     )
@@ -110,13 +104,15 @@ def check(options: argparse.Namespace) -> None:
     if len(set(options.seeds)) < len(options.seeds):
         raise ToolError(f'argument --seeds: expected every seed once, got {options.seeds}')
     if options.baseline and options.baseline not in options.upsamplers:
-        listed = ', '.join(options.upsamplers)
-        raise ToolError(f'argument --baseline: expected one of {listed}, got {options.baseline}')
+        compared = ', '.join(options.upsamplers)
+        raise ToolError(f'argument --baseline: expected one of {compared}, got {options.baseline}')
     needed = ('matplotlib', 'rich', 'markdown_it', 'scipy')
     missing = [name for name in needed if not importlib.util.find_spec(name)]
     if missing:
         raise ToolError(f'{", ".join(missing)} missing: pip install matplotlib rich scipy')
-    swap(read_config(options.config), upsampler_config(options.upsamplers[0]))
+    chosen = filter(None, map(chosen_config, options.upsamplers))
+    if (first := next(chosen, None)) is not None:
+        swap(read_config(options.config), first)
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

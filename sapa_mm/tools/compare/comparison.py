@@ -18,8 +18,8 @@ from ..configs import is_matting, own_script, read_config, reason
 from ..errors import ToolError
 from ..output import write_json, write_text
 from ..predictions import draw_predictions
-from ..presets import upsampler_config
 from ..swap import swap
+from .choices import chosen_config, file_stem
 from .disturbance import disturbances
 from .history import read_history
 from .pace import describe_pace, measure_pace, read_pace, seconds_of, write_equal_time
@@ -38,14 +38,15 @@ def variant_text(name: str, base: Config, upsampler: str, cfg_options: dict[str,
     Args:
         name: CONFIG.
         base: What was read from there.
-        upsampler: Name of the variant's upsampler.
+        upsampler: Name of the variant's upsampler, as `choices.choice` returns it.
         cfg_options: What --cfg-options says.
 
     Raises:
         ToolError: The base has no host, no test, or not what --cfg-options names.
     """
     cfg = copy.deepcopy(base)
-    overrides, _ = swap(cfg, upsampler_config(upsampler))
+    upsample_cfg = chosen_config(upsampler)
+    overrides = {} if upsample_cfg is None else swap(cfg, upsample_cfg)[0]
     evaluators = cfg.to_dict().get('test_evaluator')
     if not evaluators:
         raise ToolError(f'CONFIG: expected a test_evaluator in {name}, got none')
@@ -87,7 +88,7 @@ def write_variants(
         upsampler: variant_text(name, base, upsampler, cfg_options) for upsampler in upsamplers
     }
     folder.mkdir(parents=True, exist_ok=True)
-    configs = {upsampler: folder / f'{upsampler}.py' for upsampler in upsamplers}
+    configs = {upsampler: folder / f'{file_stem(upsampler)}.py' for upsampler in upsamplers}
     for upsampler, path in configs.items():
         write_text(path, texts[upsampler])
     return configs

@@ -153,10 +153,12 @@ def measure_pace(
             for name, run in variants.items():
                 if len(rounds[run.fingerprint]) > turn or enough(rounds[run.fingerprint]):
                     continue
-                config = work / 'pace' / 'configs' / f'{name}.py'
+                config = work / 'pace' / 'configs' / run.config.name
                 write_text(config, short_config(run.config))
                 logging = Logging.of(read_config(str(config)))
-                short = Run(name, run.seed, config, work / 'pace' / name, run.fingerprint, logging)
+                short = Run(
+                    name, run.seed, config, work / 'pace' / config.stem, run.fingerprint, logging
+                )
                 try:
                     times = _measure(short, env, display, processes)
                 except ToolError as error:
@@ -232,7 +234,7 @@ def write_equal_time(
             head = texts[name].partition('\n')[0].rstrip('.')
             texts[name] = f'{head}, in the time of {fastest}.\n{cfg.pretty_text}'
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {name: folder / f'{name}.py' for name in texts}
+    paths = {name: folder / configs[name].name for name in texts}
     for name, path in paths.items():
         write_text(path, texts[name])
     return paths

@@ -106,7 +106,7 @@ def plan(
         logging = Logging.of(read_config(str(path)))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         runs += [
-            Run(name, seed, path, work / name / f'seed{seed}', digest, logging, equal_time)
+            Run(name, seed, path, work / path.stem / f'seed{seed}', digest, logging, equal_time)
             for seed in seeds
         ]
     for run in runs:
