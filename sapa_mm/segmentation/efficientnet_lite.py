@@ -88,7 +88,10 @@ class EfficientNetLite0(BaseModule):
         )
 
     They expect RGB, less 127 and divided by 128. Blocks are mmsegmentation's; convolutions of
-    stride 2 pad as TensorFlow does, so that sizes are rounded up.
+    stride 2 pad as TensorFlow does, so that sizes are rounded up, and their windows begin at every
+    second pixel of an even size, but one pixel earlier of an odd one. A model that was trained on
+    sizes that 32 divides thus wants images padded to such at test:
+    ``data_preprocessor=dict(test_cfg=dict(size_divisor=32))``.
 
     Args:
         frozen_stages: How many of the seven stages, counted from the finest, do not train; from 0

@@ -55,6 +55,9 @@ def test_config(path):
     assert schedule == f'1xb{cfg.train_dataloader.batch_size}-{cfg.train_cfg.max_iters}'
     assert cfg.param_scheduler[-1].end == cfg.train_cfg.max_iters
     assert data == 'camvid-360x480'
+    # 360 is no multiple of the backbone's stride, and the crops are.
+    assert cfg.model.data_preprocessor.test_cfg == dict(size_divisor=32)
+    assert all(size % 32 == 0 for size in cfg.crop_size)
     assert cfg.train_cfg.max_iters % cfg.train_cfg.val_interval == 0
     cfg = offline(cfg)
     model = build(cfg)

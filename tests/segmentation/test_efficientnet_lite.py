@@ -127,6 +127,18 @@ def test_published_weights_give_the_features_of_a_rewriting(size):
     assert norms(model)[0].num_batches_tracked.item() == 7
 
 
+def test_features_of_odd_sizes_lie_a_pixel_earlier():
+    model = EfficientNetLite0().eval()
+    image = torch.randn(1, 3, 31, 45, generator=torch.manual_seed(0))
+    with torch.no_grad():
+        odd, begun, ended = (
+            model.stem(F.pad(image, pad)) for pad in ((0,) * 4, (1, 0) * 2, (0, 1) * 2)
+        )
+    # A line of zeros before the image changes nothing but the size, one after it does.
+    torch.testing.assert_close(odd, begun)
+    assert odd.shape == ended.shape and (odd - ended).abs().mean() > 0.1 * odd.abs().mean()
+
+
 def test_own_weights_load_and_the_parameters_are_counted():
     first, second = (EfficientNetLite0() for _ in range(2))
     first.init_weights()
