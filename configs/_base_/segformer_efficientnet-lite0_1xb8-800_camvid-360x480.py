@@ -18,7 +18,7 @@ model = dict(
         pad_val=0,
         seg_pad_val=255,
         size=_base_.crop_size,
-        # Where sizes do not halve exactly the backbone's features lie half a pixel elsewhere.
+        # Where a size does not halve exactly features lie elsewhere than in training.
         test_cfg=dict(size_divisor=32),
     ),
     backbone=dict(
