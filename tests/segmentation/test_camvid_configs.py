@@ -1,6 +1,9 @@
 """Every CamVid config is what its name says, and trains the same way twice."""
 
+import itertools
+import json
 import re
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -174,3 +177,20 @@ def test_page_and_metafile_list_every_config():
     for path, model in zip(CONFIGS, metafile['Models'], strict=True):
         assert model['Name'] == path.stem
         assert model['Metadata']['Batch Size'] == load(path).train_dataloader.batch_size
+
+
+def test_the_tables_have_what_the_runs_gave():
+    page, front = (FAMILY / 'README.md').read_text(), (ROOT / 'README.md').read_text()
+    runs = json.loads((FAMILY / 'results.json').read_text())
+    groups = itertools.groupby(runs, lambda run: (run['budget'], run['upsampler']))
+    for (budget, name), group in groups:
+        of_it = list(group)
+        shown = []
+        for metric in ('mIoU', 'mBIoU', 'mBIoU-4px', 'mBIoU-2px'):
+            values = [run['metrics'][metric] for run in of_it]
+            spread = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
+            shown.append(f'{statistics.mean(values):.1f}{spread}')
+        trained = f'{of_it[0]["iterations"]} | ' if budget == 'time' else ''
+        assert f' | {trained}{len(of_it)} | {" | ".join(shown)} |' in page, (budget, name)
+        if name != 'unchanged':
+            assert f' | {trained}{" | ".join([*shown[:2], shown[3]])} |' in front, (budget, name)
