@@ -3,7 +3,6 @@
 import itertools
 import json
 import re
-import statistics
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from testing_camvid import make_pair
 from testing_configs import ROOT, build, load, offline, step_and_predict
 from torch import Tensor
 
+from sapa_mm.tools.compare.variants import mean_and_spread
 from sapa_mm.tools.presets import upsampler_config
 
 FAMILY = ROOT / 'configs' / 'camvid'
@@ -188,8 +188,7 @@ def test_the_tables_have_what_the_runs_gave():
         shown = []
         for metric in ('mIoU', 'mBIoU', 'mBIoU-4px', 'mBIoU-2px'):
             values = [run['metrics'][metric] for run in of_it]
-            spread = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
-            shown.append(f'{statistics.mean(values):.1f}{spread}')
+            shown.append(mean_and_spread(values, decimals=1))
         trained = f'{of_it[0]["iterations"]} | ' if budget == 'time' else ''
         assert f' | {trained}{len(of_it)} | {" | ".join(shown)} |' in page, (budget, name)
         if name != 'unchanged':

@@ -4,7 +4,7 @@ import argparse
 import re
 from typing import Any
 
-from ..presets import upsampler_config, upsampler_name, upsampler_names
+from ..presets import upsampler_config, upsampler_name
 
 # CONFIG as it is, whatever it upsamples with.
 UNCHANGED = 'unchanged'
@@ -61,8 +61,3 @@ def chosen_config(name: str) -> dict[str, Any] | None:
 def file_stem(name: str) -> str:
     """Return what files and folders of a variant are called: mmengine takes no dot in there."""
     return re.sub(r'[^\w-]+', '-', name)
-
-
-def listed() -> str:
-    """Name all upsamplers, for a help text."""
-    return ', '.join([*upsampler_names(), UNCHANGED])

@@ -26,8 +26,9 @@ from pathlib import Path
 from ..arguments import positive
 from ..configs import read_config
 from ..errors import ToolError, reported_by
+from ..presets import upsampler_names
 from ..swap import swap
-from .choices import choice, choices, chosen_config, listed
+from .choices import UNCHANGED, choice, choices, chosen_config
 
 UPSAMPLERS = (
     'nearest',
@@ -61,8 +62,8 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         type=choices,
         default=list(UPSAMPLERS),
         metavar='NAME,...',
-        help=f'some of {listed()}, which is CONFIG as it is; a name may have options, as '
-        f'sapa-b:kernel_size=3 ({",".join(UPSAMPLERS)})',
+        help=f'some of {", ".join([*upsampler_names(), UNCHANGED])}, which is CONFIG as it is; '
+        f'a name may have options, as sapa-b:kernel_size=3 ({",".join(UPSAMPLERS)})',
     )
     add('--seeds', type=int, nargs='+', default=[0, 1, 2], help='seeds (0 1 2)')
     add(
@@ -104,8 +105,8 @@ def check(options: argparse.Namespace) -> None:
     if len(set(options.seeds)) < len(options.seeds):
         raise ToolError(f'argument --seeds: expected every seed once, got {options.seeds}')
     if options.baseline and options.baseline not in options.upsamplers:
-        compared = ', '.join(options.upsamplers)
-        raise ToolError(f'argument --baseline: expected one of {compared}, got {options.baseline}')
+        listed = ', '.join(options.upsamplers)
+        raise ToolError(f'argument --baseline: expected one of {listed}, got {options.baseline}')
     needed = ('matplotlib', 'rich', 'markdown_it', 'scipy')
     missing = [name for name in needed if not importlib.util.find_spec(name)]
     if missing:
