@@ -73,6 +73,7 @@ def check_pair(image: Path, labels: Path) -> None:
     """
     try:
         with Image.open(image) as picture:
+            picture.load()  # all of it, not its head alone
             size = picture.size
         with Image.open(labels) as picture:
             values = np.asarray(picture)

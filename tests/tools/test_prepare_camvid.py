@@ -56,6 +56,13 @@ def damaged(source):
     path.write_bytes(path.read_bytes()[:40])
 
 
+def cut_off(source):
+    path = source / 'train' / '0001TP_train_0.png'
+    noise = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:60])  # its size can be read, its pixels cannot
+
+
 def all_classes(source):
     Image.fromarray(np.full((4, 6), 31, np.uint8)).save(source / 'valannot' / '0001TP_val_0.png')
 
@@ -82,6 +89,7 @@ def empty(source):
     [
         (alone, r'one name, got .*train/0001TP_train_0\.png alone'),
         (damaged, r'expected two images, got .*testannot/0001TP_test_0\.png'),
+        (cut_off, r'expected two images, got .*train/0001TP_train_0\.png'),
         (all_classes, r'0 to 11 in .*valannot/0001TP_val_0\.png, got 31'),
         (colours, r'one channel .*, got 3 channels'),
         (other_size, r'labels of \(4, 6\) pixels for .*, got \(6, 4\)'),
