@@ -13,6 +13,7 @@ from sapa_mm.tools.compare import pace
 from sapa_mm.tools.compare.history import Logging
 from sapa_mm.tools.compare.runs import Run, share
 from sapa_mm.tools.compare.schedule import shrink
+from sapa_mm.tools.configs import own_configs
 from sapa_mm.tools.errors import ToolError
 
 
@@ -199,3 +200,15 @@ def test_runs_of_one_config_are_made_once(tmp_path):
     whole[0].keep(whole[0].state())
     for prefer_timed, kept in ((False, whole[0]), (True, timed[0])):
         assert share(whole, timed, prefer_timed)[1] == [kept, timed[1]]
+
+
+def test_short_trainings_never_wait_for_an_epoch_to_begin(tmp_path):
+    base = own_configs() / '_base_' / 'segnet_vgg16_1xb8-200e_camvid-360x480.py'
+    path = tmp_path / 'short.py'
+    path.write_text(pace.short_config(base))
+    cfg = Config.fromfile(path)
+    assert Config.fromfile(base).train_dataloader.sampler == dict(
+        type='DefaultSampler', shuffle=True
+    )
+    assert cfg.train_dataloader.sampler == dict(type='InfiniteSampler', shuffle=True)
+    assert cfg.train_cfg == dict(type='IterBasedTrainLoop', max_iters=40, val_interval=10**9)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..benchmark.report import environment
-from ..configs import read_config
+from ..configs import read_config, type_name
 from ..errors import ToolError
 from ..output import write_json, write_text
 from .display import Display
@@ -42,6 +42,11 @@ def short_config(path: Path) -> str:
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=ITERATIONS, val_interval=NEVER)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.param_scheduler = None
+    sampler = cfg.train_dataloader.get('sampler') or {}
+    if type_name(sampler) == 'DefaultSampler':
+        # mmengine's loop of iterations waits two seconds where this one ends, that of epochs not.
+        shuffle = sampler.get('shuffle', True)
+        cfg.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=shuffle)
     cfg.log_processor = dict(type='LogProcessor', window_size=WINDOW, by_epoch=False)
     hooks = cfg.get('default_hooks') or {}
     cfg.default_hooks = {
