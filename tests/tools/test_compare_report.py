@@ -1,6 +1,7 @@
 """What reports of comparisons say of differences, disturbed runs and accuracy over time."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from sapa_mm.tools.compare import curves, report
 from sapa_mm.tools.compare.differences import difference, differences_table, interval_of_mean
 from sapa_mm.tools.compare.disturbance import disturbances
-from sapa_mm.tools.compare.history import History, Logging, read_history
+from sapa_mm.tools.compare.history import History, Logging, logged_memory, read_history
 from sapa_mm.tools.compare.variants import Variant, style
 
 COST = dict(parameters=1, flops=1e9, ms=2.0, time_over_first=1.0)
@@ -44,11 +45,24 @@ def test_the_interval_is_students():
         ({0: 51.0, 1: 56.0, 2: 52.0}, 'mIoU', 'undecided'),
         ({0: 50.0, 1: 50.0, 2: 50.0}, 'mIoU', 'undecided'),
         ({1: 51.0, 7: 99.0}, 'mIoU', 'one seed'),
+        ({0: 51.0, 1: 51.1, 2: math.nan}, 'mIoU', 'undecided'),
+        ({0: math.inf, 1: 51.1, 2: 51.2}, 'rmse', 'undecided'),
     ],
 )
 def test_verdicts(scores, metric, verdict):
     baseline = variant('bilinear', {0: 50.0, 1: 50.0, 2: 50.0}, metric)
     assert difference(variant('sapa-b', scores, metric), baseline, metric).verdict == verdict
+
+
+def test_what_is_not_finite_is_reported(tmp_path):
+    both = [
+        variant('bilinear', {0: 2.0, 1: 3.0}, 'rmse'),
+        variant('fade', {0: 1.0, 1: math.nan}, 'rmse'),
+    ]
+    report.write_report(tmp_path, 'Title', [], {'iterations': both}, False)
+    text = (tmp_path / 'report.md').read_text()
+    assert '| fade | 2 | nan ± nan |' in text
+    assert '| fade | -1.000 | +nan | +nan ± nan | +nan to +nan | undecided |' in text
 
 
 def test_the_table_of_differences_is_paired():
@@ -132,17 +146,45 @@ def test_validations_of_epochs_come_after_their_iterations(tmp_path):
     np.testing.assert_allclose(found, [(18.5, 20.0), (37.0, 30.0)])
 
 
+def test_validations_whose_records_name_no_iteration_come_when_they_are_due(tmp_path):
+    scores = iter([30.0, 40.0, 50.0])
+    write_scalars(
+        tmp_path,
+        '1',
+        *(trained(20, 0.5), trained(40, 0.5), dict(mIoU=next(scores), step=0)),
+        *(trained(60, 0.5), trained(80, 0.5), dict(mIoU=next(scores), step=0)),
+        dict(mIoU=next(scores), step=0),  # of the end
+    )
+    found = read_history(tmp_path, Logging(83, False, 10, True, 41)).validations
+    assert {step: found[step]['mIoU'] for step in found} == {41: 30.0, 82: 40.0, 83: 50.0}
+    # Records may be rarer than validations, or as frequent.
+    write_scalars(tmp_path / 'rare', '1', *[dict(mIoU=1.0, step=0)] * 2, trained(50, 0.5))
+    history = read_history(tmp_path / 'rare', Logging(100, False, 10, True, 20))
+    assert history.validations.keys() == {20, 40}
+    same = [trained(20, 0.5), dict(mIoU=1.0, step=0), trained(40, 0.5), dict(mIoU=1.0, step=0)]
+    write_scalars(tmp_path / 'same', '1', *same)
+    history = read_history(tmp_path / 'same', Logging(100, False, 10, True, 20))
+    assert history.validations.keys() == {20, 40}
+
+
+def test_the_memory_of_a_gpu_is_the_most_of_all_attempts(tmp_path):
+    assert logged_memory(tmp_path) == 0
+    write_scalars(tmp_path, '1', {**trained(10, 0.1), 'memory': 300}, dict(mIoU=1.0, step=10))
+    write_scalars(tmp_path, '2', {**trained(20, 0.1), 'memory': 200}, trained(30, 0.1))
+    assert logged_memory(tmp_path) == 300 * 2**20
+
+
 def test_what_logs_count_is_read_from_the_config():
     cfg = Config(dict(train_cfg=dict(max_epochs=12)))
-    assert Logging.of(cfg) == (12, True, 10, True) and Logging.of(cfg).text == '12 epochs'
+    assert Logging.of(cfg) == (12, True, 10, True, 1) and Logging.of(cfg).text == '12 epochs'
     cfg = Config(
         dict(
-            train_cfg=dict(max_iters=1600),
+            train_cfg=dict(max_iters=1600, val_interval=400),
             log_processor=dict(window_size=50),
             default_hooks=dict(logger=dict(log_metric_by_epoch=False)),
         )
     )
-    assert Logging.of(cfg) == (1600, False, 50, False)
+    assert Logging.of(cfg) == (1600, False, 50, False, 400)
     assert Logging.of(cfg).text == '1,600 iterations'
     assert Logging.of(Config(dict(train_cfg=dict(max_iters=1)))).text == '1 iteration'
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from scipy import stats
 
 from ..output import markdown_table
-from .variants import METRICS, Variant, heading, mean_and_spread, value
+from .variants import METRICS, Variant, deviation, heading, mean_and_spread, value
 
 # Of the interval that a mean difference is given.
 CONFIDENCE = 0.95
@@ -37,7 +37,7 @@ def interval_of_mean(numbers: Sequence[float]) -> tuple[float, float]:
         mean ± t(0.975, n - 1) · s / √n, where s is the sample standard deviation.
     """
     count = len(numbers)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * statistics.stdev(numbers)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * deviation(numbers)
     mean, half = statistics.mean(numbers), half / count**0.5
     return mean - half, mean + half
 
@@ -64,7 +64,9 @@ def difference(variant: Variant, baseline: Variant, metric: str) -> Difference |
         return Difference(by_seed, None, 'one seed')
     low, high = interval_of_mean(list(by_seed.values()))
     better = -1 if METRICS[metric].less_is_better else 1
-    verdict = 'undecided' if low <= 0 <= high else 'gain' if better * low > 0 else 'loss'
+    verdict = 'undecided'  # also where a bound is NaN
+    if low > 0 or high < 0:
+        verdict = 'gain' if better * low > 0 else 'loss'
     return Difference(by_seed, (low, high), verdict)
 
 

@@ -22,12 +22,14 @@ class Logging(NamedTuple):
         epochs: Whether it is epochs.
         window: Over how many iterations the time in a record is the mean.
         validation_epochs: Whether a validation's record has the epoch for its step.
+        interval: After how many epochs or iterations a validation comes.
     """
 
     length: int
     epochs: bool
     window: int
     validation_epochs: bool
+    interval: int = 1
 
     @classmethod
     def of(cls, cfg: Config) -> 'Logging':
@@ -40,6 +42,7 @@ class Logging(NamedTuple):
             bool(train.get('max_epochs')),
             processor.get('window_size', 10),
             logger.get('log_metric_by_epoch', True),
+            train.get('val_interval', 1),
         )
 
     @property
@@ -106,6 +109,12 @@ def is_training(record: dict[str, Any]) -> bool:
     return 'loss' in record and 'time' in record
 
 
+def logged_memory(folder: Path) -> int:
+    """Return the most memory of a GPU that a run's trainings took, in bytes; 0 without one."""
+    found = [record.get('memory', 0) for path in attempts(folder) for record in records(path)]
+    return max(found, default=0) * 2**20
+
+
 def epoch_length(folder: Path) -> int | None:
     """Return how many iterations an epoch has, by a run's log.txt."""
     path = folder / 'log.txt'
@@ -141,8 +150,10 @@ def read_history(folder: Path, logging: Logging) -> History:
                     steady[step] = record['time']
                 continue
             if logging.validation_epochs:
-                # A loop that counts iterations stays in epoch 0.
-                step = step * epoch if logging.epochs and epoch else latest
+                # A loop that counts iterations stays in epoch 0: it is the first one due.
+                due = max(latest - 1, interrupted, 0) // logging.interval + 1
+                due = min(due * logging.interval, logging.length)
+                step = step * epoch if logging.epochs and epoch else due
             interrupted = step
             validations[step] = {k: v for k, v in record.items() if isinstance(v, int | float)}
     end = logging.length * (epoch or 0) if logging.epochs else logging.length

@@ -15,6 +15,7 @@ from .variants import (
     METRICS,
     Variant,
     axis_label,
+    deviation,
     heading,
     mean_and_spread,
     shown_metrics,
@@ -115,7 +116,7 @@ def plot(path: Path, variants: Sequence[Variant], metric: str) -> None:
             numbers = values(v, metric)
             if not numbers:
                 continue
-            spread = statistics.stdev(numbers) if len(numbers) > 1 else None
+            spread = deviation(numbers) if len(numbers) > 1 else None
             axis.errorbar(
                 cost(v),
                 statistics.mean(numbers),

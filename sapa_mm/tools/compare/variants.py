@@ -1,5 +1,6 @@
 """What is known of the variants of a comparison, and how a report shows their metrics."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -87,6 +88,11 @@ def value(result: Mapping[str, Any], metric: str) -> float:
     return METRICS[metric].factor * result['metrics'][metric]
 
 
+def deviation(numbers: Sequence[float]) -> float:
+    """Return the sample standard deviation of at least two numbers; NaN if one is not finite."""
+    return statistics.stdev(numbers) if all(map(math.isfinite, numbers)) else math.nan
+
+
 def mean_and_spread(numbers: Sequence[float], decimals: int, sign: str = '') -> str:
     """Format 'mean ± sample standard deviation', the latter where there are at least two.
 
@@ -98,7 +104,7 @@ def mean_and_spread(numbers: Sequence[float], decimals: int, sign: str = '') -> 
     mean = f'{statistics.mean(numbers):{sign}.{decimals}f}'
     if len(numbers) == 1:
         return mean
-    return f'{mean} ± {statistics.stdev(numbers):.{decimals}f}'
+    return f'{mean} ± {deviation(numbers):.{decimals}f}'
 
 
 def shown_metrics(variants: Sequence[Variant]) -> list[str]:
