@@ -13,7 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
+from mmseg.registry import MODELS
+from mmseg.utils import register_all_modules
 from PIL import Image
 from testing_configs import ROOT
 
@@ -46,8 +49,13 @@ def base(tmp_path_factory) -> Path:
             cropped = image.crop((0, 0, 64, 48))
         cropped.save(file)
     path = folder / 'base.py'
+    cfg = Config.fromfile(TOY)
+    published = folder / 'published.pth'
+    register_all_modules()
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict(), meta={}), published)
     path.write_text(
-        f'_base_ = {str(TOY)!r}\ndata_root = {str(folder / "toy" / "ade")!r}\n'
+        f'_base_ = {str(TOY)!r}\nload_from = {str(published)!r}\n'
+        f'data_root = {str(folder / "toy" / "ade")!r}\n'
         'train_dataloader = dict(batch_size=2, dataset=dict(data_root=data_root))\n'
         'val_dataloader = dict(dataset=dict(data_root=data_root))\n'
         'test_dataloader = val_dataloader\n'
@@ -97,8 +105,12 @@ def test_it_goes_on_where_it_was_killed(base, tmp_path, capsys):
     assert '2 runs, 1 of them finished before.' in printed
     after = (first / 'run.json').read_bytes(), (first / 'log.txt').read_bytes()
     assert after == before
+    # It begins with what load_from names, and goes on with what was trained.
     log = (second / 'log.txt').read_text()
-    assert log.count('train.py') >= 2 and 'resumed' in log.lower()
+    begun, resumed = log.split('train.py')[1:3]
+    published = base.parent / 'published.pth'
+    assert f'Load checkpoint from {published}' in begun and 'resumed' not in begun.lower()
+    assert 'resumed' in resumed.lower() and f'from {published}' not in resumed
 
     results = {
         name: json.loads((folder / 'run.json').read_text())
@@ -222,7 +234,7 @@ def test_equal_time_goes_on_where_it_was_killed(base, tmp_path, capsys):
         assert compare.main([*options, '--report-only', '--budget', *budgets]) == 0
         assert (work / 'pictures.png').stat().st_size > 1000
         text = (work / 'report.md').read_text()
-        assert '2 of 2 runs are finished.' in text
+        assert '2 of 2 runs are finished; 20' in text  # and when and where
         assert ('## Equal training time' in text) == ('time' in budgets)
     assert {path: path.read_bytes() for path in work.glob('**/log.txt')} == logs
 
@@ -286,11 +298,22 @@ def test_the_line_of_a_run_has_what_reports_show():
     assert pool.describe_metrics({'BIoU.car': 40.0}) == 'BIoU.car 40.00'
 
 
+@pytest.mark.skipif(not hasattr(os, 'sched_setaffinity'), reason='a process has all cores here')
+def test_cores_that_this_process_may_not_use_do_not_count():
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert pool.usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def test_every_slot_has_a_gpu_or_a_share_of_the_cores(monkeypatch):
-    monkeypatch.setattr(os, 'cpu_count', lambda: 8)
+    monkeypatch.setattr(pool, 'usable_cores', lambda: 8)
     monkeypatch.setenv('OMP_NUM_THREADS', '5')
     slots = pool.environments(3, 0)
     assert [slot['OMP_NUM_THREADS'] for slot in slots] == ['2', '2', '2']
+    assert pool.environments(1, 0)[0]['OMP_NUM_THREADS'] == '5'
     assert all(slot['PATH'] == os.environ['PATH'] for slot in slots)
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     assert [slot['CUDA_VISIBLE_DEVICES'] for slot in pool.environments(3, 2)] == ['0', '1', '0']

@@ -70,6 +70,24 @@ def test_every_choice_has_a_config_of_its_own(tmp_path):
     assert len(texts) == len(names)
 
 
+def test_a_path_may_be_spelt_otherwise(tmp_path, monkeypatch):
+    monkeypatch.chdir(CONFIG.parent)
+    spelt = [CONFIG.name, f'./{CONFIG.name}', str(CONFIG), f'sapa_mm::camvid/{CONFIG.name}']
+    texts = set()
+    for i, name in enumerate(spelt):
+        texts.add(write_variants(name, ['fade'], {}, tmp_path / str(i))['fade'].read_text())
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize('named', ['BoundaryIoU', 'mmseg.BoundaryIoU'])
+def test_boundaries_are_judged_once(tmp_path, named):
+    expected = [dict(type=named, widths=[4])]
+    base = tmp_path / 'base.py'
+    base.write_text(f'_base_ = {str(CONFIG)!r}\ntest_evaluator = {expected!r}\n')
+    found = write_variants(str(base), ['fade'], {}, tmp_path / 'configs')
+    assert Config.fromfile(found['fade']).test_evaluator == expected
+
+
 def test_files_have_no_dots():
     assert file_stem('sapa-b:kernel_size=3:temperature=1e-2') == (
         'sapa-b-kernel_size-3-temperature-1e-2'

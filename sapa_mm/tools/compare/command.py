@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..arguments import positive
-from ..configs import read_config
+from ..configs import read_config, type_name
 from ..errors import ToolError, reported_by
 from ..presets import upsampler_names
 from ..swap import swap
@@ -107,13 +107,16 @@ def check(options: argparse.Namespace) -> None:
     if options.baseline and options.baseline not in options.upsamplers:
         listed = ', '.join(options.upsamplers)
         raise ToolError(f'argument --baseline: expected one of {listed}, got {options.baseline}')
-    needed = ('matplotlib', 'rich', 'markdown_it', 'scipy')
+    needed = ['matplotlib', 'rich', 'markdown_it', 'scipy']
+    config = read_config(options.config)
+    if type_name(config.get('model') or {}) == 'DepthEstimator':
+        needed.append('skimage')  # draws the edges that DepthBoundaryError compares
     missing = [name for name in needed if not importlib.util.find_spec(name)]
     if missing:
-        raise ToolError(f'{", ".join(missing)} missing: pip install matplotlib rich scipy')
+        raise ToolError(f'{", ".join(missing)} missing: pip install matplotlib rich scikit-image')
     chosen = filter(None, map(chosen_config, options.upsamplers))
     if (first := next(chosen, None)) is not None:
-        swap(read_config(options.config), first)
+        swap(config, first)
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

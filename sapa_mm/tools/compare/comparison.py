@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
-from ..benchmark.report import environment
 from ..complexity.command import config_size
-from ..configs import is_matting, own_script, read_config, reason
+from ..configs import is_matting, own_script, read_config, reason, type_name
 from ..errors import ToolError
 from ..output import write_json, write_text
 from ..predictions import draw_predictions
@@ -30,6 +29,11 @@ from .variants import Variant
 
 # These are finished runs, each with what it measured.
 Results = Sequence[tuple[Run, dict[str, Any]]]
+
+
+def config_stem(name: str) -> str:
+    """Return what a comparison is called by default: CONFIG's name without folder and suffix."""
+    return Path(name.rpartition('::')[2]).stem
 
 
 def variant_text(name: str, base: Config, upsampler: str, cfg_options: dict[str, Any]) -> str:
@@ -55,7 +59,7 @@ def variant_text(name: str, base: Config, upsampler: str, cfg_options: dict[str,
         # What shows how sharp boundaries are, of classes or of depth.
         depth = cfg.model.type == 'DepthEstimator'
         boundaries = 'DepthBoundaryError' if depth else 'BoundaryIoU'
-        if not any(e['type'] == boundaries for e in evaluators):
+        if not any(type_name(e) == boundaries for e in evaluators):
             evaluators = [*evaluators, dict(type=boundaries)]
         overrides['test_evaluator'] = evaluators
     try:
@@ -63,7 +67,8 @@ def variant_text(name: str, base: Config, upsampler: str, cfg_options: dict[str,
         cfg.merge_from_dict(cfg_options)
     except (KeyError, TypeError, ValueError) as error:
         raise ToolError(f'--cfg-options: {reason(error)}') from error
-    return f'# {name} with {upsampler}, by tools/compare.py.\n{cfg.pretty_text}'
+    # The text tells runs apart, and the path of CONFIG may be spelt in many ways.
+    return f'# {config_stem(name)} with {upsampler}, by tools/compare.py.\n{cfg.pretty_text}'
 
 
 def write_variants(
@@ -95,7 +100,7 @@ def write_variants(
 
 
 def measure_cost(
-    runs: Sequence[Run], size: Sequence[int], device: str, work: Path
+    runs: Sequence[Run], size: Sequence[int], device: str, work: Path, report_only: bool
 ) -> dict[str, dict[str, Any]]:
     """Count and time all variants by `benchmark.py --models`, unless that was done before.
 
@@ -104,6 +109,7 @@ def measure_cost(
         size: (H, W) of the image.
         device: Where to time.
         work: Folder of the comparison, which keeps the figures.
+        report_only: Whether figures of another device are as good, being those of the runs.
 
     Returns:
         The row of each.
@@ -115,6 +121,8 @@ def measure_cost(
     key = [device, *map(str, size), *(run.fingerprint for run in variants.values())]
     path = work / 'cost.json'
     known = json.loads(path.read_text()) if path.is_file() else {}
+    if report_only and 'key' in known:
+        key[0] = known['key'][0]
     if known.get('key') != key:
         listed = [str(run.config) for run in variants.values()]
         arguments = ['--models', *listed, '--image-size', *map(str, size), '--device', device]
@@ -157,13 +165,17 @@ def draw(path: Path, finished: Results, count: int, device: str) -> None:
         raise ToolError(f'{path.name} cannot be drawn: {what}') from error
 
 
-def describe(config: str, runs: Sequence[Run], size: Sequence[int], device: str) -> list[str]:
+def describe(config: str, runs: Sequence[Run], size: Sequence[int]) -> list[str]:
     """Return the paragraphs that say what was run where, and what the figures are."""
-    info = environment(torch.device(device))
-    finished = sum(run.result() is not None for run in runs)
+    finished = [result for run in runs if (result := run.result())]
+    places = dict.fromkeys(
+        f'{info["date"]}, {info["device"]}, torch {info["torch"]}'
+        for result in finished
+        if (info := result.get('environment'))
+    )
     return [
-        f'Base config: `{config}`. {finished} of {len(runs)} runs are finished. '
-        f'{info["date"]}, {info["device"]}, torch {info["torch"]}.',
+        f'Base config: `{config}`. {len(finished)} of {len(runs)} runs are finished'
+        f'{"".join(f"; {place}" for place in places)}.',
         f'Mean ± standard deviation over the seeds, which are the same for all. GFLOPs '
         f'(multiply-adds) and latency are of one image of {size[0]}x{size[1]}, the latency in '
         'float32, all models in turns; in brackets, times the first. Memory is the most that '
@@ -244,7 +256,7 @@ def compare(options: argparse.Namespace) -> int:
     Raises:
         ToolError: Before any run, if one of them cannot be made.
     """
-    name = Path(options.config.rpartition('::')[2]).stem
+    name = config_stem(options.config)
     work = (options.work_dir or Path('work_dirs/compare') / name).absolute()
     work.mkdir(parents=True, exist_ok=True)
     with locked(work):
@@ -262,7 +274,7 @@ def compare_in(work: Path, name: str, options: argparse.Namespace) -> int:
     if size is None:
         raise ToolError(f'CONFIG: {options.config} names no size of its images; give --image-size')
     whole = plan(configs, options.seeds, work)
-    cost = measure_cost(whole, size, device, work)
+    cost = measure_cost(whole, size, device, work, options.report_only)
 
     failures, more_notes = [], []
     budgets = {'iterations': whole} if 'iterations' in options.budget else {}
@@ -293,7 +305,7 @@ def compare_in(work: Path, name: str, options: argparse.Namespace) -> int:
             break
 
     variants = {budget: describe_variants(planned, cost) for budget, planned in budgets.items()}
-    notes = describe(options.config, runs, size, device) + more_notes
+    notes = describe(options.config, runs, size) + more_notes
     title = f'Upsamplers in {name}'
     baseline = options.baseline or 'bilinear'
     for path in write_report(work, title, notes, variants, pictures, baseline):

@@ -12,8 +12,17 @@ from .runs import Run, execute
 from .variants import METRICS
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use, where the system tells."""
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def environments(jobs: int, gpus: int) -> list[dict[str, str]]:
     """Return the environment of every slot: this process's, with a GPU or a share of the cores.
+
+    The share is of the cores that this process may use, and no more than OMP_NUM_THREADS.
 
     Args:
         jobs: How many slots there are.
@@ -21,7 +30,9 @@ def environments(jobs: int, gpus: int) -> list[dict[str, str]]:
     """
     common = {**os.environ, 'PYTHONUNBUFFERED': '1'}
     if not gpus:
-        threads = max(1, (os.cpu_count() or 1) // jobs)
+        threads = max(1, usable_cores() // jobs)
+        if (own := os.environ.get('OMP_NUM_THREADS', '')).isdigit():
+            threads = min(threads, max(1, int(own)))
         return [{**common, 'OMP_NUM_THREADS': str(threads)} for _ in range(jobs)]
     visible = [name for name in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if name]
     visible = visible or [str(gpu) for gpu in range(gpus)]

@@ -11,17 +11,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.runner import find_latest_checkpoint
 
+from ..benchmark.report import environment
 from ..configs import own_script, read_config
 from ..errors import ToolError
 from ..logs import last_metrics
 from ..output import write_json
-from .history import EPOCH, Logging, read_history
+from .history import EPOCH, Logging, logged_memory, read_history
 from .processes import Processes
 
 ITERATION = re.compile(r'Iter\(train\)\s+\[\s*(\d+)/(\d+)\]')
-GPU_MEMORY = re.compile(r'\bmemory: (\d+)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +138,30 @@ def share(
 
 
 def command(tool: str, run: Run, *arguments: str, folder: Path) -> list[str]:
-    """Return a command line of this project's train.py or test.py."""
+    """Return a command line of this project's train.py or test.py, which may get cfg-options."""
     script = [sys.executable, '-W', 'ignore', str(own_script(tool)), str(run.config)]
-    options = ['--work-dir', str(folder), '--cfg-options', f'randomness.seed={run.seed}']
-    return [*script, *arguments, *options]
+    options = ['--work-dir', str(folder), *arguments]
+    return [*script, *options, '--cfg-options', f'randomness.seed={run.seed}']
+
+
+def training(run: Run) -> list[str]:
+    """Return the command line that trains, from the run's last checkpoint if there is one.
+
+    A `last_checkpoint` whose file is gone, as where an older version was killed while it replaced
+    the only one, is removed.
+    """
+    begin = command('train', run, folder=run.folder)
+    saving = (read_config(str(run.config)).get('default_hooks') or {}).get('checkpoint') or {}
+    if saving.get('max_keep_ckpts') == 1:
+        # mmengine removes the old one before it writes the new one; a kill may come between.
+        begin.append('default_hooks.checkpoint.max_keep_ckpts=2')
+    last = run.folder / 'last_checkpoint'
+    name = last.read_text().strip() if last.is_file() else ''
+    if not name or not Path(name).exists():
+        last.unlink(missing_ok=True)
+        return begin
+    # With a `load_from` it is that file which mmengine would resume.
+    return [*begin, 'load_from=None', '--resume']
 
 
 @contextlib.contextmanager
@@ -184,29 +205,27 @@ def execute(
     Returns:
         The run's state with what was measured: 'metrics', those of the test by name, 'seconds', the
         median of a training iteration, 'memory', of the GPU or without one of the process, and
-        'checkpoint', its name in the run's folder.
+        'checkpoint', its name in the run's folder, and the 'environment' it was measured in.
 
     Raises:
         ToolError: Training or test failed or was stopped.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    memory_logged = 0
+    on_gpu = torch.cuda.is_available()
 
     def follow(line: str) -> None:
-        nonlocal memory_logged
         share = progress_of(line, run.logging.length if run.logging.epochs else None)
         if share is not None:
             on_progress(share)
-        if found := GPU_MEMORY.search(line):
-            memory_logged = max(memory_logged, int(found[1]) * 2**20)
 
     with locked(run.folder) as lock:
         state = run.state()
         run.keep(state)  # before anything that a run of another config could resume
         log = run.folder / 'log.txt'
-        train = command('train', run, '--resume', folder=run.folder)
-        memory = processes.run(train, log, env, lock, follow)
-        state['memory'] = max(state['memory'], memory_logged or memory)
+        memory = processes.run(training(run), log, env, lock, follow)
+        if on_gpu:
+            memory = logged_memory(run.folder)
+        state['memory'] = max(state['memory'], memory)
         run.keep(state)
         checkpoint = find_latest_checkpoint(str(run.folder))
         if checkpoint is None:
@@ -218,6 +237,7 @@ def execute(
             'metrics': last_metrics(tested),
             'seconds': read_history(run.folder, run.logging).median(),
             'checkpoint': Path(checkpoint).name,
+            'environment': environment(torch.device('cuda' if on_gpu else 'cpu')),
         }
         run.keep(state)
     return state
