@@ -1,8 +1,8 @@
 """Every CamVid config is what its name says, and trains the same way twice."""
 
-import itertools
 import json
 import re
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from testing_camvid import make_pair
 from testing_configs import ROOT, build, load, offline, step_and_predict
 from torch import Tensor
 
+from sapa_mm.tools.compare.differences import interval_of_mean
 from sapa_mm.tools.compare.variants import mean_and_spread
 from sapa_mm.tools.presets import upsampler_config
 
@@ -179,17 +180,77 @@ def test_page_and_metafile_list_every_config():
         assert model['Metadata']['Batch Size'] == load(path).train_dataloader.batch_size
 
 
+NAMES = {
+    'a2u': 'A2U',
+    'bilinear': 'bilinear',
+    'carafe': 'CARAFE',
+    'dysample': 'DySample',
+    'fade': 'FADE',
+    'index-net': 'IndexNet',
+    'nearest': 'nearest',
+    'sapa-b': 'SAPA-B',
+    'sapa-b-kernel_size-3': 'SAPA-B, K = 3',
+    'sapa-g': 'SAPA-G',
+    'sapa-i': 'SAPA-I',
+    'unchanged': "bilinear in one step: SegFormer's own head",
+}
+METRICS = ('mIoU', 'mBIoU', 'mBIoU-4px', 'mBIoU-2px')
+
+
+def table(text: str, head: str) -> list[str]:
+    """Return the rows of the table whose head begins so."""
+    assert text.count(head) == 1
+    lines = text[text.index(head) :].partition('\n\n')[0].splitlines()
+    return lines[2:]
+
+
+def cells(runs: list[dict], metrics: tuple[str, ...] = METRICS) -> str:
+    """Write means and deviations as tables do, or a dash each without a run."""
+    values = [[run['metrics'][metric] for run in runs] for metric in metrics]
+    return ' | '.join(mean_and_spread(found, decimals=1) if found else '-' for found in values)
+
+
+def difference(runs: list[dict], bilinear: dict[int, dict], metric: str) -> str:
+    """Write the mean of the differences from bilinear's runs, and its interval."""
+    found = [run['metrics'][metric] - bilinear[run['seed']]['metrics'][metric] for run in runs]
+    low, high = interval_of_mean(found)
+    return f'{statistics.mean(found):+.1f} ({low:+.1f} to {high:+.1f})'
+
+
 def test_the_tables_have_what_the_runs_gave():
     page, front = (FAMILY / 'README.md').read_text(), (ROOT / 'README.md').read_text()
-    runs = json.loads((FAMILY / 'results.json').read_text())
-    groups = itertools.groupby(runs, lambda run: (run['budget'], run['upsampler']))
-    for (budget, name), group in groups:
-        of_it = list(group)
-        shown = []
-        for metric in ('mIoU', 'mBIoU', 'mBIoU-4px', 'mBIoU-2px'):
-            values = [run['metrics'][metric] for run in of_it]
-            shown.append(mean_and_spread(values, decimals=1))
-        trained = f'{of_it[0]["iterations"]} | ' if budget == 'time' else ''
-        assert f' | {trained}{len(of_it)} | {" | ".join(shown)} |' in page, (budget, name)
-        if name != 'unchanged':
-            assert f' | {trained}{" | ".join([*shown[:2], shown[3]])} |' in front, (budget, name)
+    found: dict[str, dict[str, list[dict]]] = {'iterations': {}, 'time': {}, 'longer': {}}
+    for run in json.loads((FAMILY / 'results.json').read_text()):
+        found[run['budget']].setdefault(run['upsampler'], []).append(run)
+    whole, timed, longer = found.values()
+    # Theirs is the whole schedule at equal time, too.
+    timed |= {name: whole[name] for name in ('bilinear', 'nearest')}
+
+    def trained(name: str) -> str:
+        return str(timed[name][0]['iterations']) if name in timed else '-'
+
+    assert sorted(table(page, '| upsampling | seeds | mIoU |')) == sorted(
+        f'| {NAMES[name]} | {len(runs)} | {cells(runs)} |' for name, runs in whole.items()
+    )
+    assert sorted(table(page, '| upsampling | iterations | seeds |')) == sorted(
+        f'| {NAMES[name]} | {trained(name)} | {len(runs)} | {cells(runs)} |'
+        for name, runs in timed.items()
+    )
+    bilinear = {run['seed']: run for run in whole['bilinear']}
+    differences = {
+        name: [difference(runs, bilinear, metric) for metric in METRICS]
+        for name, runs in whole.items()
+        if name != 'bilinear' and len(runs) > 1
+    }
+    assert sorted(table(page, '| minus bilinear |')) == sorted(
+        f'| {NAMES[name]} | {" | ".join(found)} |' for name, found in differences.items()
+    )
+    assert sorted(table(page, '| upsampling, 2,000 iterations |')) == sorted(
+        f'| {NAMES[name]} | {cells(runs)} |' for name, runs in longer.items()
+    )
+    three = ('mIoU', 'mBIoU', 'mBIoU-2px')
+    assert sorted(table(front, '| upsampling | mIoU')) == sorted(
+        f'| {NAMES[name]} | {cells(whole.get(name, []), three)} | {trained(name)} '
+        f'| {cells(timed.get(name, []), three)} |'
+        for name in (whole | timed).keys() - {'unchanged'}
+    )
