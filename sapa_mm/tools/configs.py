@@ -138,6 +138,11 @@ def type_name(cfg: Mapping) -> str:
     return name.rpartition('.')[2]
 
 
+def is_depth(cfg: Mapping) -> bool:
+    """Tell whether a config is of a depth estimator."""
+    return type_name(cfg['model']) == 'DepthEstimator'
+
+
 def is_matting(cfg: Mapping) -> bool:
     """Tell whether a config is of a matting network, which needs a trimap of every image."""
     return type_name(cfg['model']) == 'GuidedMattingNet'

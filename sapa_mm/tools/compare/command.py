@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..arguments import positive
-from ..configs import read_config, type_name
+from ..configs import is_depth, read_config
 from ..errors import ToolError, reported_by
 from ..presets import upsampler_names
 from ..swap import swap
@@ -109,7 +109,7 @@ def check(options: argparse.Namespace) -> None:
         raise ToolError(f'argument --baseline: expected one of {listed}, got {options.baseline}')
     needed = ['matplotlib', 'rich', 'markdown_it', 'scipy']
     config = read_config(options.config)
-    if type_name(config.get('model') or {}) == 'DepthEstimator':
+    if is_depth(config):
         needed.append('skimage')  # draws the edges that DepthBoundaryError compares
     missing = [name for name in needed if not importlib.util.find_spec(name)]
     if missing:

@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 
 from ..complexity.command import config_size
-from ..configs import is_matting, own_script, read_config, reason, type_name
+from ..configs import is_depth, is_matting, own_script, read_config, reason, type_name
 from ..errors import ToolError
 from ..output import write_json, write_text
 from ..predictions import draw_predictions
@@ -57,8 +57,7 @@ def variant_text(name: str, base: Config, upsampler: str, cfg_options: dict[str,
     if cfg.default_scope == 'mmseg' and not is_matting(cfg):
         evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
         # What shows how sharp boundaries are, of classes or of depth.
-        depth = cfg.model.type == 'DepthEstimator'
-        boundaries = 'DepthBoundaryError' if depth else 'BoundaryIoU'
+        boundaries = 'DepthBoundaryError' if is_depth(cfg) else 'BoundaryIoU'
         if not any(type_name(e) == boundaries for e in evaluators):
             evaluators = [*evaluators, dict(type=boundaries)]
         overrides['test_evaluator'] = evaluators

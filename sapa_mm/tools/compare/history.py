@@ -149,11 +149,12 @@ def read_history(folder: Path, logging: Logging) -> History:
                 if step > first and before >= first and before > interrupted:
                     steady[step] = record['time']
                 continue
-            if logging.validation_epochs:
+            if logging.validation_epochs and logging.epochs:
+                step = step * epoch if epoch else latest
+            elif logging.validation_epochs:
                 # A loop that counts iterations stays in epoch 0: it is the first one due.
                 due = max(latest - 1, interrupted, 0) // logging.interval + 1
-                due = min(due * logging.interval, logging.length)
-                step = step * epoch if logging.epochs and epoch else due
+                step = min(due * logging.interval, logging.length)
             interrupted = step
             validations[step] = {k: v for k, v in record.items() if isinstance(v, int | float)}
     end = logging.length * (epoch or 0) if logging.epochs else logging.length
